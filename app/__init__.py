@@ -1,0 +1,1 @@
+"""The product people touch: the board and the command line."""

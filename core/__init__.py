@@ -1,0 +1,1 @@
+"""Tuneboard's engine: trains, evaluates, serves and exports, headless."""

@@ -1,0 +1,304 @@
+"""The settings of every job, and the way from layers of settings to one checked job: merge, override, resolve, dump.
+
+Defaults < recipe < run.yaml < form or `key=value`. Cold: neither torch nor transformers is imported here.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from core.errors import InputError, Problem
+from core.messages import MESSAGES
+from core.optimizers import Optimizer
+from core.schema import Setting, Spec, choice, knob, section, settings, variants
+from core.sections import Data, Evaluated, Generation, Hardware, Model, Saving, Training
+from core.stages import Stage
+from core.tuners import Tuner
+
+MAX_YAML_BYTES = 1 << 20
+NAME = r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$"
+
+
+class Run(Spec):
+    """Train
+    Teach a model with data."""
+
+    kind: Literal["train"] = "train"
+    name: str = knob("run", min_length=1, max_length=60, pattern=NAME)
+    """Name
+    What it is called in lists and folders. Letters, digits, spaces, dots, dashes and underscores."""
+    model: Model = knob(Model())
+    """Model
+    The base model."""
+    data: Data = knob(Data())
+    """Data
+    What it learns from."""
+    stage: Annotated[Stage, choice("core.stages")] = knob({"kind": "sft"})
+    """Stage
+    The kind of lesson. Supervised fine-tuning teaches answers by example."""
+    tuner: Annotated[Tuner, choice("core.tuners")] = knob({"kind": "lora"})
+    """Method
+    Which weights learn. LoRA trains small added matrices and is right for most cases."""
+    optimizer: Annotated[Optimizer, choice("core.optimizers")] = knob({"kind": "adamw"})
+    """Optimizer
+    How the weights move. AdamW is the safe choice."""
+    training: Training = knob(Training())
+    """Training
+    How long and how carefully it learns."""
+    saving: Saving = knob(Saving())
+    """Checkpoints
+    What is kept on the way."""
+    hardware: Hardware = knob(Hardware())
+    """Hardware
+    What it runs on."""
+
+
+class Evaluation(Spec):
+    """Evaluate
+    Let the base and tuned models answer a set and compare the answers with the references."""
+
+    kind: Literal["evaluation"] = "evaluation"
+    name: str = knob("evaluation", min_length=1, max_length=60, pattern=NAME)
+    """Name
+    What it is called in lists and folders. Letters, digits, spaces, dots, dashes and underscores."""
+    model: Model = knob(Model())
+    """Model
+    The base model."""
+    tuned: list[str] = knob([], pick="tuned", max_length=16)
+    """Tuned
+    Who answers beside the base: names of runs, or folders with an adapter or a whole model."""
+    evaluated: Evaluated = knob(Evaluated())
+    """Set
+    The questions and reference answers."""
+    generation: Generation = knob(Generation())
+    """Answers
+    How the answers are drawn."""
+    hardware: Hardware = knob(Hardware())
+    """Hardware
+    What it runs on."""
+
+
+class Serving(Spec):
+    """Chat
+    Keep a base model and any number of adapters ready to answer."""
+
+    kind: Literal["serving"] = "serving"
+    name: str = knob("chat", min_length=1, max_length=60, pattern=NAME)
+    """Name
+    What it is called in lists and folders. Letters, digits, spaces, dots, dashes and underscores."""
+    model: Model = knob(Model())
+    """Model
+    The base model."""
+    tuned: list[str] = knob([], pick="tuned", max_length=8)
+    """Tuned
+    Who answers beside the base: names of runs, or folders with an adapter or a whole model."""
+    hardware: Hardware = knob(Hardware())
+    """Hardware
+    What it runs on."""
+
+
+class Export(Spec):
+    """Export
+    Merge an adapter into its base, write the whole model, read it back and compare."""
+
+    kind: Literal["export"] = "export"
+    name: str = knob("export", min_length=1, max_length=60, pattern=NAME)
+    """Name
+    What it is called in lists and folders. Letters, digits, spaces, dots, dashes and underscores."""
+    model: Model = knob(Model())
+    """Model
+    The base model."""
+    source: str = knob("", pick="tuned")
+    """Tuned
+    What is merged into the base: the name of a run, or a folder with an adapter or a whole model."""
+    folder: str = knob("", pick="folder")
+    """Folder
+    Where the model goes; it must be empty or absent. Left empty, it goes into the folder of this export."""
+    shard_gb: float = knob(5.0, gt=0, le=100, expert=True)
+    """Shard size
+    Largest weight file, in GB. Lower it for places that refuse big files. Typical: 2 to 10."""
+    hardware: Hardware = knob(Hardware())
+    """Hardware
+    What it runs on."""
+
+
+Job = Run | Evaluation | Serving | Export
+JOBS: dict[str, type[Run] | type[Evaluation] | type[Serving] | type[Export]] = {
+    "train": Run,
+    "evaluation": Evaluation,
+    "serving": Serving,
+    "export": Export,
+}
+
+
+def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the layers laid over each other, later ones on top.
+
+    Where a later layer names another `kind`, what the earlier ones said of the old kind falls away.
+    """
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        if "kind" in layer and "kind" in merged and layer["kind"] != merged["kind"]:
+            merged = {}
+        for key, value in layer.items():
+            old = merged.get(key)
+            merged[key] = merge(old if isinstance(old, dict) else {}, value) if isinstance(value, Mapping) else value
+    return merged
+
+
+def override(assignments: Iterable[str]) -> dict[str, Any]:
+    """Return `tuner.rank=16 data.train=[a,b]` as nested settings; each value is read as YAML."""
+    layers = []
+    for assignment in assignments:
+        key, sign, value = assignment.partition("=")
+        if not sign or not key.strip(". "):
+            raise InputError("config.assignment", text=assignment)
+        layers.append(nest({key.strip(): parse_yaml(value, key.strip())}))
+    return merge(*layers)
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return {"tuner.rank": 8} as {"tuner": {"rank": 8}}."""
+    nested: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, last = path.split(".")
+        place = nested
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = value
+    return nested
+
+
+def resolve(*layers: Mapping[str, Any], job: str = "train") -> Job:
+    """Merge the layers and check them; raise InputError with every problem and its place.
+
+    A layer may name the job by its `kind`; `job` stands where none does.
+    """
+    merged = merge(*layers)
+    kind = merged.get("kind", job)
+    if kind not in JOBS:
+        raise InputError("config.job", "kind", given=str(kind), known=", ".join(JOBS))
+    try:
+        return JOBS[kind].model_validate(merge(_default_kinds(JOBS[kind]), merged))
+    except ValidationError as error:
+        raise InputError("", problems=tuple(_problem(JOBS[kind], detail) for detail in error.errors())) from None
+
+
+def dump(job: Job) -> str:
+    """Return the full job as YAML that resolves to the same job."""
+    return yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load(text: str, where: str) -> Job:
+    """Return the job in a YAML text; `where` names the file in messages."""
+    return resolve(parse_mapping(text, where))
+
+
+def parse_mapping(text: str, where: str) -> dict[str, Any]:
+    """Return the mapping in a YAML text; {} for an empty one."""
+    value = parse_yaml(text, where)
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise InputError("config.not_mapping", where=where)
+    return value
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Return the value of a YAML text: safe tags only, no aliases, no key twice, at most 1 MiB."""
+    if len(text) > MAX_YAML_BYTES:
+        raise InputError("config.too_big", where=where, limit=MAX_YAML_BYTES)
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 - _Loader is a SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        what = getattr(error, "problem", None) or str(error)
+        raise InputError("config.yaml", where=where, line=mark.line + 1 if mark else 1, what=what) from None
+    except RecursionError:
+        raise InputError("config.yaml", where=where, line=1, what="nested too deep") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses aliases (they can grow without bound) and repeated keys (one of them would be lost)."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.composer.ComposerError(None, None, "aliases are not allowed", event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        mapping = super().construct_mapping(node, deep)
+        if len(mapping) < len(node.value):
+            seen: set[Any] = set()
+            for key_node, _ in node.value:
+                key = self.construct_object(key_node)
+                if key in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"the key {key} stands twice", key_node.start_mark)
+                seen.add(key)
+        return mapping
+
+
+def _problem(cls: type[Spec], detail: Any) -> Problem:
+    """Turn one pydantic error into a problem at the same dotted path."""
+    place, type_ = ".".join(map(str, detail["loc"])), detail["type"]
+    params = {key: value for key, value in detail.get("ctx", {}).items() if isinstance(value, str | int | float)}
+    params["given"] = str(detail.get("input"))[:80]
+    if type_ == "extra_forbidden":
+        known = [s.path for s in known_settings(cls)] + sorted({s.path.rpartition(".")[0] for s in known_settings(cls)})
+        near = difflib.get_close_matches(place, known, 1, 0.5)
+        nearest = near[0].rpartition(".")[2] if near else ""
+        params |= {"key": str(detail["loc"][-1]), "nearest": nearest}
+        return Problem("config.unknown_key_near" if nearest else "config.unknown_key", place, params)
+    code = type_ if type_ in MESSAGES else f"config.{type_}"
+    return Problem(code if code in MESSAGES else "config.invalid", place, {**params, "what": detail["msg"]})
+
+
+@cache
+def _default_kinds(cls: type[Spec]) -> dict[str, Any]:
+    """Return the layer under all others: the default kind of every choice, so that `tuner.rank=16` alone is enough."""
+    return nest({f"{s.path}.kind": s.default for s in known_settings(cls) if s.union})
+
+
+@cache
+def known_settings(cls: type[Spec]) -> tuple[Setting, ...]:
+    """Return every setting of a job in the order of declaration."""
+    return tuple(settings(cls))
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema of a job file."""
+    return TypeAdapter(Job).json_schema()
+
+
+def texts() -> dict[str, Any]:
+    """Return the English texts that the declarations carry: job, section, field, choice, message."""
+    found: dict[str, Any] = {}
+    for kind, cls in JOBS.items():
+        _put(found, f"job.{kind}", cls.__doc__ or "")
+        for name, info in cls.model_fields.items():
+            if section(info):
+                _put(found, f"section.{name}", info.description or "")
+        for setting in known_settings(cls):
+            _put(found, f"field.{setting.path}", setting.info.description or "")
+            if setting.union:
+                for kind_, variant in variants(setting.union.package).items():
+                    _put(found, f"choice.{setting.path}.{kind_}", variant.__doc__ or "")
+    return found | {"message": nest(MESSAGES)}
+
+
+def _put(tree: dict[str, Any], path: str, docstring: str) -> None:
+    label, _, help_ = docstring.strip().partition("\n")
+    place = tree
+    for part in path.split("."):
+        place = place.setdefault(part, {})
+    text = {"label": label.strip(), "help": " ".join(help_.split())}
+    if place not in ({}, text):
+        raise ValueError(f"{path} is documented twice, differently")
+    place |= text

@@ -1,0 +1,1 @@
+"""Data Worker: described files to token ids and labels."""

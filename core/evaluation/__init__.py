@@ -1,0 +1,1 @@
+"""Let models answer a set and measure the answers."""

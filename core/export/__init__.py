@@ -1,0 +1,1 @@
+"""Turn a tuned model into one that stands alone."""

@@ -1,0 +1,176 @@
+"""The groups of settings that jobs share: model, data, training, saving, hardware, generation. Cold, like schema.py."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+from pydantic_core import PydanticCustomError
+
+from core.schema import Spec, knob
+
+DEMO_MODEL = "assets/demo/model"
+DEMO_DATA = "assets/demo/data"
+
+
+class Model(Spec):
+    """Which model, and how it is put into memory."""
+
+    path: str = knob(DEMO_MODEL, min_length=1, max_length=1024, pick="model")
+    """Model
+    A folder with a model, or a hub id such as Qwen/Qwen3-0.6B. The bundled demo model learns in a minute on any machine."""
+    revision: str = knob("", max_length=100, expert=True)
+    """Revision
+    Branch, tag or commit of a hub model. Fix it to make a run repeatable. Left empty: the newest."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = knob("auto", expert=True)
+    """Precision
+    Number format of the computation. Auto takes bf16 where the device has it and fp32 on a CPU."""
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = knob("auto", expert=True)
+    """Attention
+    Implementation of attention. Auto takes sdpa, the fastest that every device has."""
+
+
+class Data(Spec):
+    """Which rows, and how they are cut."""
+
+    folder: str = knob(DEMO_DATA, min_length=1, max_length=1024, pick="data")
+    """Data folder
+    The folder with your files and dataset_info.json, the file that describes them."""
+    train: list[str] = knob(["orders_train"], min_length=1, max_length=64, pick="set")
+    """Training sets
+    Names from dataset_info.json, or file names in the data folder. Several are joined."""
+    eval: str = knob("", max_length=200, pick="set")
+    """Evaluation set
+    Rows that are never trained on and tell whether the model learns or memorises. Left empty, a share of the training
+    rows is held out."""
+    eval_share: float = knob(0.05, ge=0, le=0.5)
+    """Held-out share
+    Part of the training rows kept for evaluation when no evaluation set is named. Typical: 0.02 to 0.1; 0 turns it off."""
+    cutoff: int = knob(512, ge=8, le=1_048_576)
+    """Cutoff length
+    Longest example in tokens; longer ones lose their end. Raise it when many examples are cut: memory grows with it.
+    Typical: 512 to 4096."""
+    max_rows: int = knob(0, ge=0)
+    """Row limit
+    Use only so many rows of each set: good for a quick try. 0 uses all."""
+
+
+class Training(Spec):
+    """How long and how carefully the model learns."""
+
+    epochs: float = knob(3.0, ge=0, le=10_000)
+    """Epochs
+    How often every row is seen. More teaches better until the evaluation loss rises. Typical: 1 to 5."""
+    max_steps: int = knob(0, ge=0)
+    """Step limit
+    Stop after so many steps, whatever the epochs say. 0 means no limit."""
+    batch_size: int = knob(8, ge=1, le=4096)
+    """Batch size
+    Rows computed at once. Lower it when memory runs out. Typical: 1 to 32."""
+    accumulation: int = knob(1, ge=1, le=4096)
+    """Gradient accumulation
+    Batches summed before a step: the effective batch grows without more memory. Typical: 1 to 16."""
+    schedule: Literal["cosine", "linear", "constant", "constant_with_warmup", "polynomial"] = knob("cosine")
+    """Schedule
+    How the learning rate falls. Cosine is a good habit; constant is easier to extend."""
+    warmup: float = knob(0.05, ge=0, le=1)
+    """Warm-up
+    Share of the steps in which the learning rate rises from zero. Raise it when the first losses jump. Typical: 0 to 0.1."""
+    clip: float = knob(1.0, ge=0, le=1000, expert=True)
+    """Gradient clipping
+    Longest gradient allowed. Lower it when the gradient norm spikes; 0 turns it off. Typical: 0.3 to 1."""
+    gradient_checkpointing: bool = knob(False, expert=True)
+    """Gradient checkpointing
+    Compute activations twice instead of keeping them: about a third slower, far less memory on long rows."""
+    group_by_length: bool = knob(True, expert=True)
+    """Group by length
+    Put rows of similar length into a batch: less padding, more speed."""
+    eval_every: int = knob(0, ge=0)
+    """Evaluate every
+    Steps between evaluations. 0 evaluates ten times in a run."""
+    log_every: int = knob(1, ge=1, le=10_000, expert=True)
+    """Log every
+    Steps between points of the curves. Typical: 1 to 10."""
+    seed: int = knob(42, ge=0, le=2**31 - 1, expert=True)
+    """Seed
+    Start of every random choice. The same seed, data and machine give the same run."""
+    nan_patience: int = knob(3, ge=1, le=1000, expert=True)
+    """NaN patience
+    Steps in a row with an infinite or undefined loss before the run is stopped."""
+
+    @model_validator(mode="after")
+    def _has_an_end(self) -> Training:
+        if not self.epochs and not self.max_steps:
+            raise PydanticCustomError("training.endless", "no epochs and no steps")
+        return self
+
+
+class Saving(Spec):
+    """What is kept on the way, so that nothing is lost."""
+
+    every: int = knob(0, ge=0)
+    """Save every
+    Steps between checkpoints. 0 saves five times in a run; a stopped run always saves."""
+    keep: int = knob(2, ge=1, le=1000, expert=True)
+    """Checkpoints kept
+    Older ones are deleted. Each holds the weights that learn and the optimizer's state."""
+
+
+class Hardware(Spec):
+    """What the job runs on."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = knob("auto")
+    """Device
+    Auto takes the GPU when there is one."""
+    threads: int = knob(0, ge=0, le=1024, expert=True)
+    """CPU threads
+    Threads of one process. Set 1 on a machine that others use, too. 0 leaves it to the machine."""
+    grace: int = knob(120, ge=1, le=86_400, expert=True)
+    """Grace period
+    Seconds that a stopped job has to save its work before it is killed."""
+
+
+class Evaluated(Spec):
+    """Which questions are asked."""
+
+    folder: str = knob(DEMO_DATA, min_length=1, max_length=1024, pick="data")
+    """Data folder
+    The folder with your files and dataset_info.json, the file that describes them."""
+    set: str = knob("orders_test", min_length=1, max_length=200, pick="set")
+    """Set
+    Name from dataset_info.json, or a file name in the data folder."""
+    max_rows: int = knob(100, ge=0)
+    """Row limit
+    Ask only the first so many rows. 0 asks all."""
+    cutoff: int = knob(1024, ge=8, le=1_048_576, expert=True)
+    """Cutoff length
+    Longest question in tokens; a longer one loses its beginning."""
+    batch_size: int = knob(16, ge=1, le=4096)
+    """Batch size
+    Questions answered at once. Lower it when memory runs out."""
+    perplexity: bool = knob(True)
+    """Perplexity
+    Measure also how surprised each model is by the reference answers. Lower is better."""
+
+
+class Generation(Spec):
+    """How answers are drawn."""
+
+    max_new_tokens: int = knob(128, ge=1, le=32_768)
+    """Longest answer
+    In tokens."""
+    temperature: float = knob(0.0, ge=0, le=5)
+    """Temperature
+    0 always takes the likeliest word; higher answers are more varied. Typical: 0 for measuring, 0.7 for chatting."""
+    top_p: float = knob(1.0, gt=0, le=1, expert=True)
+    """Top p
+    Draw only from the likeliest words that together have this probability. Typical: 0.9 to 1."""
+    top_k: int = knob(0, ge=0, le=1_000_000, expert=True)
+    """Top k
+    Draw only from so many likeliest words. 0 turns it off."""
+    repetition_penalty: float = knob(1.0, gt=0, le=10, expert=True)
+    """Repetition penalty
+    Above 1 makes repeated words less likely. Typical: 1 to 1.2."""
+    seed: int = knob(42, ge=0, le=2**31 - 1)
+    """Seed
+    The same seed gives the same answers."""

@@ -1,0 +1,1 @@
+"""Keep models ready to answer."""

@@ -1,0 +1,99 @@
+"""`python -m core.worker RUN_DIR`: load the job of a run folder, do it, write exactly one end event.
+
+The supervisor starts it; nobody else needs to. Its exit status is the category of errors.py.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from core import config
+from core.errors import DeviceError, InputError, NotFinite, OutOfMemory, Problem, Stopped, TuneboardError
+from core.events import Writer
+from core.workspace import Context
+
+CAUSES = {Stopped: "stopped", OutOfMemory: "out_of_memory", NotFinite: "nan"}
+
+
+def main(folder: Path) -> int:
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    began, events, stop = time.monotonic(), Writer(folder), threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    signal.signal(signal.SIGINT, lambda *_: stop.set())
+    threading.Thread(target=_follow_parent, args=(os.getppid(), stop), daemon=True).start()
+    metrics: dict[str, Any] = {}
+    error: TuneboardError | None = None
+    try:
+        job = config.load((folder / "run.yaml").read_text(encoding="utf-8"), "run.yaml")
+        _use_threads(job.hardware.threads)
+        events.write("started", job=job.kind, pid=os.getpid())
+        metrics = _do(job, Context(folder, folder.parents[1], events, stop))
+    except TuneboardError as raised:
+        error = raised
+    except BaseException as raised:  # the one place that turns what nobody foresaw into a record of the run
+        traceback.print_exc()
+        error = classify(raised)
+    if error is not None and not isinstance(error, Stopped):
+        for problem in error.problems:
+            events.write("error", code=problem.code, place=problem.place, params=problem.params)
+    cause = "done" if error is None else CAUSES.get(type(error), "failed")
+    status = 0 if error is None else error.exit_code
+    events.write("end", cause=cause, status=status, seconds=round(time.monotonic() - began, 3), metrics=metrics)
+    return status
+
+
+def _do(job: config.Job, context: Context) -> dict[str, Any]:
+    """Do the job; the heavy libraries are imported here, by the one that needs them."""
+    if isinstance(job, config.Run):
+        return job.stage.train(job, context)
+    if isinstance(job, config.Evaluation):
+        from core.evaluation.run import evaluate
+
+        return evaluate(job, context)
+    if isinstance(job, config.Export):
+        from core.export.merge import export
+
+        return export(job, context)
+    from core.serving.server import serve
+
+    return serve(job, context)
+
+
+def classify(raised: BaseException) -> TuneboardError:
+    """Return the error of our family that an exception of a library means."""
+    text = str(raised)
+    if isinstance(raised, MemoryError) or "can't allocate memory" in text or "not enough memory" in text:
+        return OutOfMemory("memory.host")
+    if type(raised).__name__ == "OutOfMemoryError" or "CUDA out of memory" in text:
+        return OutOfMemory("memory.device")
+    if isinstance(raised, OSError) and raised.errno in (28, 122) or "unexpected pos" in text:
+        return InputError("disk.write", path=str(getattr(raised, "filename", None) or "the run folder"))
+    if type(raised).__name__ == "AcceleratorError" or "CUDA error" in text:
+        return DeviceError("device.failed", what=text.splitlines()[0][:200])
+    what = f"{type(raised).__name__}: {text}".splitlines()[0][:300]
+    return TuneboardError("", problems=(Problem("engine.failed", "", {"what": what}),))
+
+
+def _use_threads(threads: int) -> None:
+    """Fix the number of threads before torch is imported."""
+    if threads:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+
+
+def _follow_parent(parent: int, stop: threading.Event) -> None:
+    """Stop in order when the supervisor is gone: a worker without one would run on unseen."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    stop.set()
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]).resolve()))

@@ -1,0 +1,71 @@
+"""Where things lie: the workspace of a person, what is bundled, and the names by which both are called.
+
+A workspace is a folder with `runs/` in it and whatever else its owner keeps there. Cold and standard library only.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from core.errors import InputError
+
+if TYPE_CHECKING:
+    import threading
+
+    from core.events import Writer
+
+BUNDLED = Path(__file__).resolve().parents[1]
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a job is given besides its settings."""
+
+    folder: Path
+    """The run folder; everything the job writes goes here."""
+    workspace: Path
+    """Relative paths and names of runs are looked up here."""
+    events: Writer
+    stop: threading.Event
+    """Set when the job is asked to stop; it then saves its work and raises Stopped."""
+
+
+def default() -> Path:
+    """Return the workspace of this process: TUNEBOARD_WORKSPACE, or the current folder."""
+    return Path(os.environ.get("TUNEBOARD_WORKSPACE") or Path.cwd()).resolve()
+
+
+def locate(path: str, workspace: Path, place: str = "") -> Path:
+    """Return the existing file or folder that a path means: in the workspace, else bundled; raise InputError else."""
+    expanded = Path(path).expanduser()
+    for root in (workspace, BUNDLED):
+        if (found := root / expanded).exists():
+            return found.resolve()
+    raise InputError("path.missing", place, path=path)
+
+
+def tuned(reference: str, workspace: Path, place: str = "") -> Path:
+    """Return the folder with an adapter or a whole model that a reference means: the name of a run, or a folder."""
+    run = workspace / "runs" / reference
+    if re.fullmatch(r"[\w][\w .-]*", reference) and run.is_dir():
+        for name in ("adapter", "model"):
+            if (run / name).is_dir():
+                return run / name
+        raise InputError("run.untuned", place, run=reference)
+    return locate(reference, workspace, place)
+
+
+def jailed(path: str, workspace: Path, allowed: tuple[Path, ...] = (), place: str = "") -> Path:
+    """Return the resolved path if it lies in the workspace, the bundled assets or an allowed folder; raise InputError else."""
+    resolved = (workspace / Path(path).expanduser()).resolve()
+    bundled = (BUNDLED / path).resolve()
+    if bundled.is_relative_to(BUNDLED / "assets") and not resolved.exists():
+        return bundled
+    if not any(resolved.is_relative_to(root.resolve()) for root in (workspace, BUNDLED / "assets", *allowed)):
+        raise InputError("path.outside", place, path=path, root=str(workspace))
+    return resolved
