@@ -278,7 +278,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def texts() -> dict[str, Any]:
-    """Return the English texts that the declarations carry: job, section, field, choice, message."""
+    """Return the English texts that the declarations carry: job, section, field, choice and message."""
     found: dict[str, Any] = {}
     for kind, cls in JOBS.items():
         _put(found, f"job.{kind}", cls.__doc__ or "")

@@ -1,4 +1,4 @@
-"""`python -m core.worker RUN_DIR`: load the job of a run folder, do it, write exactly one end event.
+"""`python -m core.worker RUN_DIR [GRACE]`: load the job of a run folder, do it, write exactly one end event.
 
 The supervisor starts it; nobody else needs to. Its exit status is the category of errors.py.
 """
@@ -23,12 +23,12 @@ from core.workspace import Context
 CAUSES = {Stopped: "stopped", OutOfMemory: "out_of_memory", NotFinite: "nan"}
 
 
-def main(folder: Path) -> int:
+def main(folder: Path, grace: float = 120.0) -> int:
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     began, events, stop = time.monotonic(), Writer(folder), threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, lambda *_: stop.set())
-    threading.Thread(target=_follow_parent, args=(os.getppid(), stop), daemon=True).start()
+    threading.Thread(target=_follow_parent, args=(os.getppid(), stop, grace), daemon=True).start()
     metrics: dict[str, Any] = {}
     error: TuneboardError | None = None
     try:
@@ -88,12 +88,14 @@ def _use_threads(threads: int) -> None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
-def _follow_parent(parent: int, stop: threading.Event) -> None:
-    """Stop in order when the supervisor is gone: a worker without one would run on unseen."""
+def _follow_parent(parent: int, stop: threading.Event, grace: float) -> None:
+    """Stop in order when the supervisor is gone, by force after the grace period: nobody would see it run on."""
     while os.getppid() == parent:
         time.sleep(0.5)
     stop.set()
+    time.sleep(grace)
+    os.killpg(0, signal.SIGKILL)
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]).resolve()))
+    sys.exit(main(Path(sys.argv[1]).resolve(), *map(float, sys.argv[2:])))

@@ -1,0 +1,213 @@
+"""The run store: create, list, launch, watch, stop, resume, delete. A run is a folder; the folder is the truth.
+
+Nothing is kept in memory: the state of a run is the fold of its events and whether its supervisor is alive.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from core import config, events
+from core.errors import InputError
+from core.events import RunState
+from core.workspace import BUNDLED
+
+PROCESS = "process.json"
+EXIT = "exit.json"
+STOP = "stop"
+ACTIVE = frozenset({"starting", "running", "stopping"})
+RESUMABLE = frozenset({"stopped", "failed", "killed", "lost", "out_of_memory", "nan"})
+
+
+@dataclass(frozen=True)
+class View:
+    """What there is to see of a run at one moment."""
+
+    folder: Path
+    status: str
+    """new, starting, running, stopping, done, stopped, failed, out_of_memory, nan, killed or lost."""
+    state: RunState
+    offset: int
+    exit: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def active(self) -> bool:
+        return self.status in ACTIVE
+
+
+def create(job: config.Job, workspace: Path) -> Path:
+    """Make the folder of a new run with its settings, frozen; return it."""
+    root = workspace / "runs"
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", job.name).strip("-.") or job.kind
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        folder = _fresh(root, slug)
+        (folder / "run.yaml").write_text(config.dump(job), encoding="utf-8")
+        (folder / "run.yaml").chmod(0o400)
+    except OSError as error:
+        raise InputError("path.not_writable", path=str(error.filename or root)) from None
+    return folder
+
+
+def _fresh(root: Path, slug: str) -> Path:
+    """Make a folder that did not exist: slug, slug-2, slug-3 ...; mkdir decides between two who ask at once."""
+    for number in itertools.count(1):
+        folder = root / (slug if number == 1 else f"{slug}-{number}")
+        try:
+            folder.mkdir(mode=0o700)
+        except FileExistsError:
+            continue
+        return folder
+    raise AssertionError
+
+
+def find(name: str, workspace: Path) -> Path:
+    """Return the folder of a run by its name; raise InputError when there is none."""
+    folder = workspace / "runs" / name
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or not (folder / "run.yaml").is_file():
+        raise InputError("run.unknown", run=name[:80], root=str(workspace / "runs"))
+    return folder
+
+
+def listed(workspace: Path) -> list[Path]:
+    """Return the folders of all runs, newest first."""
+    found = [path.parent for path in (workspace / "runs").glob("*/run.yaml")]
+    return sorted(found, key=lambda folder: (folder / "run.yaml").stat().st_mtime, reverse=True)
+
+
+def settings(folder: Path) -> config.Job:
+    """Return the job that a run was created with."""
+    return config.load((folder / "run.yaml").read_text(encoding="utf-8"), f"{folder.name}/run.yaml")
+
+
+def look(folder: Path, before: View | None = None) -> View:
+    """Return the view of a run now; from an earlier view only what is new is read."""
+    if before is None or before.folder != folder or before.offset > _size(folder / events.FILE):
+        state, offset = events.fold(folder)
+    else:
+        state, offset = events.catch_up(folder, before.state, before.offset)
+    exit_record = _read_json(folder / EXIT)
+    return View(folder, _status(folder, state, exit_record), state, offset, exit_record)
+
+
+def _status(folder: Path, state: RunState, exit_record: dict[str, Any]) -> str:
+    if exit_record:
+        return exit_record["cause"]
+    process = _read_json(folder / PROCESS)
+    if not process:
+        return "new"
+    begun, asked = (state.started or 0) >= process["launched"], (folder / STOP).exists()
+    if supervisor(folder) is not None:
+        return "stopping" if asked else "running" if begun else "starting"
+    if begun and state.end:
+        return state.end["cause"]
+    return "stopped" if asked and not begun else "lost"
+
+
+def supervisor(folder: Path) -> psutil.Process | None:
+    """Return the living supervisor of a run; a process that merely reuses its number does not count."""
+    record = _read_json(folder / PROCESS)
+    try:
+        process = psutil.Process(record["pid"])
+        same = abs(process.create_time() - record["created"]) < 0.05
+        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+    except (KeyError, psutil.Error):
+        return None
+
+
+def launch(folder: Path) -> None:
+    """Start the supervisor of a run, detached: a session of its own, no pipe, no stdin. It outlives its starter."""
+    if supervisor(folder) is not None:
+        raise InputError("run.active", run=folder.name)
+    grace = settings(folder).hardware.grace
+    for leftover in (EXIT, STOP):
+        (folder / leftover).unlink(missing_ok=True)
+    with (folder / "supervisor.log").open("ab") as log:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "core.supervisor", str(folder), str(grace)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            cwd=folder.parents[1],
+            env=environment(),
+        )
+    process = psutil.Process(child.pid)
+    record = {"pid": child.pid, "created": process.create_time(), "launched": round(process.create_time(), 3)}
+    write_json(folder / PROCESS, record)
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of the engine: ours without the board's secrets, UTF-8, no telemetry, no pickles."""
+    ours = {key: value for key, value in os.environ.items() if not key.startswith(("TUNEBOARD_", "GRADIO_"))}
+    path = os.pathsep.join(filter(None, [str(BUNDLED), ours.get("PYTHONPATH", "")]))
+    fixed = {
+        "PYTHONPATH": path,
+        "PYTHONUTF8": "1",
+        "PYTHONUNBUFFERED": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1",
+    }
+    return ours | fixed
+
+
+def stop(folder: Path) -> None:
+    """Ask a run to save its work and end; ask again to end it at once. Nothing happens to a run that has ended."""
+    process = supervisor(folder)
+    if process is not None:
+        (folder / STOP).touch()
+        process.send_signal(signal.SIGTERM)
+
+
+def resume(folder: Path) -> None:
+    """Go on with a training run from its newest good checkpoint; raise InputError where that makes no sense."""
+    view = look(folder)
+    if view.active:
+        raise InputError("run.active", run=folder.name)
+    if not isinstance(settings(folder), config.Run):
+        raise InputError("run.not_training", run=folder.name)
+    if view.status == "done":
+        raise InputError("run.complete", run=folder.name)
+    launch(folder)
+
+
+def delete(folder: Path) -> None:
+    """Remove a run and all it made; raise InputError while it is active."""
+    if supervisor(folder) is not None:
+        raise InputError("run.active", run=folder.name)
+    shutil.rmtree(folder)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file aside and rename it: a reader sees the old one or the new one, never half of it."""
+    aside = path.with_name(path.name + ".tmp")
+    aside.write_text(json.dumps(value), encoding="utf-8")
+    aside.replace(path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return {}
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
