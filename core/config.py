@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from core.errors import InputError, Problem
 from core.messages import MESSAGES
 from core.optimizers import Optimizer
-from core.schema import Setting, Spec, choice, knob, section, settings, variants
+from core.schema import Setting, Spec, choice, knob, settings
 from core.sections import Data, Evaluated, Generation, Hardware, Model, Saving, Training
 from core.stages import Stage
 from core.tuners import Tuner
@@ -275,30 +275,3 @@ def known_settings(cls: type[Spec]) -> tuple[Setting, ...]:
 def json_schema() -> dict[str, Any]:
     """Return the JSON schema of a job file."""
     return TypeAdapter(Job).json_schema()
-
-
-def texts() -> dict[str, Any]:
-    """Return the English texts that the declarations carry: job, section, field, choice and message."""
-    found: dict[str, Any] = {}
-    for kind, cls in JOBS.items():
-        _put(found, f"job.{kind}", cls.__doc__ or "")
-        for name, info in cls.model_fields.items():
-            if section(info):
-                _put(found, f"section.{name}", info.description or "")
-        for setting in known_settings(cls):
-            _put(found, f"field.{setting.path}", setting.info.description or "")
-            if setting.union:
-                for kind_, variant in variants(setting.union.package).items():
-                    _put(found, f"choice.{setting.path}.{kind_}", variant.__doc__ or "")
-    return found | {"message": nest(MESSAGES)}
-
-
-def _put(tree: dict[str, Any], path: str, docstring: str) -> None:
-    label, _, help_ = docstring.strip().partition("\n")
-    place = tree
-    for part in path.split("."):
-        place = place.setdefault(part, {})
-    text = {"label": label.strip(), "help": " ".join(help_.split())}
-    if place not in ({}, text):
-        raise ValueError(f"{path} is documented twice, differently")
-    place |= text
