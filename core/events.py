@@ -1,8 +1,8 @@
-"""The sole channel from the engine to whoever watches: one JSON object a line in events.jsonl. Standard library only.
+"""The sole channel from the engine to whoever watches: one JSON object a line. Standard library only.
 
-Types, a closed set: started, phase, step, eval, saved, sample, warning, error, end. Events carry codes, never sentences.
-The Writer folds what it writes and leaves a snapshot of the fold now and then, so that opening a run costs the same after
-a thousand steps and after a million.
+Types, a closed set: started, phase, step, eval, saved, sample, warning, error, end. They carry codes, never sentences.
+The Writer folds what it writes and leaves a snapshot of the fold now and then, so that opening a run costs
+the same after a thousand steps and after a million.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
-"""Recipes: partial settings for common wishes, one YAML file each in assets/recipes. The first comment line is the label,
-the following ones are the help."""
+"""Recipes: partial settings for common wishes, one YAML file each in assets/recipes.
+
+The first comment line is the label, the following ones are the help.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,9 @@ from typing import Any
 
 from core import config
 from core.errors import InputError
-from core.workspace import BUNDLED
+from core.workspace import ASSETS
 
-FOLDER = BUNDLED / "assets" / "recipes"
+FOLDER = ASSETS / "recipes"
 
 
 @dataclass(frozen=True)

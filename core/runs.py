@@ -112,7 +112,8 @@ def _status(folder: Path, state: RunState, exit_record: dict[str, Any]) -> str:
     process = _read_json(folder / PROCESS)
     if not process:
         return "new"
-    begun, asked = (state.started or 0) >= process["launched"], (folder / STOP).exists()
+    begun = state.started is not None and state.started >= process["launched"]
+    asked = (folder / STOP).exists()
     if supervisor(folder) is not None:
         return "stopping" if asked else "running" if begun else "starting"
     if begun and state.end:

@@ -1,7 +1,7 @@
 """The declaration language of the settings: Spec, knob() and choice().
 
-A setting is one annotated line with a docstring; its first line is the label, the rest the help. From it follow the YAML
-key, the command-line override, the range check, the widget on the board, the locale key and the place of an error.
+A setting is one annotated line with a docstring; its first line is the label, the rest the help. From it follow the
+YAML key, the command-line override, the range check, the widget on the board, the locale key, the place of an error.
 This module is cold: it imports pydantic and the standard library only.
 """
 

@@ -18,7 +18,8 @@ class Model(Spec):
 
     path: str = knob(DEMO_MODEL, min_length=1, max_length=1024, pick="model")
     """Model
-    A folder with a model, or a hub id such as Qwen/Qwen3-0.6B. The bundled demo model learns in a minute on any machine."""
+    A folder with a model, or a hub id such as Qwen/Qwen3-0.6B. The bundled demo model learns in a minute on any
+    machine."""
     revision: str = knob("", max_length=100, expert=True)
     """Revision
     Branch, tag or commit of a hub model. Fix it to make a run repeatable. Left empty: the newest."""
@@ -41,11 +42,12 @@ class Data(Spec):
     Names from dataset_info.json, or file names in the data folder. Several are joined."""
     eval: str = knob("", max_length=200, pick="set")
     """Evaluation set
-    Rows that are never trained on and tell whether the model learns or memorises. Left empty, a share of the training
-    rows is held out."""
+    Rows that are never trained on and tell whether the model learns or memorises. Left empty, a share of the
+    training rows is held out."""
     eval_share: float = knob(0.05, ge=0, le=0.5)
     """Held-out share
-    Part of the training rows kept for evaluation when no evaluation set is named. Typical: 0.02 to 0.1; 0 turns it off."""
+    Part of the training rows kept for evaluation when no evaluation set is named. 0 turns it off.
+    Typical: 0.02 to 0.1."""
     cutoff: int = knob(512, ge=8, le=1_048_576)
     """Cutoff length
     Longest example in tokens; longer ones lose their end. Raise it when many examples are cut: memory grows with it.
@@ -75,7 +77,8 @@ class Training(Spec):
     How the learning rate falls. Cosine is a good habit; constant is easier to extend."""
     warmup: float = knob(0.05, ge=0, le=1)
     """Warm-up
-    Share of the steps in which the learning rate rises from zero. Raise it when the first losses jump. Typical: 0 to 0.1."""
+    Share of the steps in which the learning rate rises from zero. Raise it when the first losses jump.
+    Typical: 0 to 0.1."""
     clip: float = knob(1.0, ge=0, le=1000, expert=True)
     """Gradient clipping
     Longest gradient allowed. Lower it when the gradient norm spikes; 0 turns it off. Typical: 0.3 to 1."""

@@ -95,7 +95,8 @@ class Supervisor:
         else:
             cause = "killed"
         seconds = round(time.monotonic() - self.began, 3)
-        return {"status": status, "signal": signal_, "cause": cause, "seconds": seconds, "peak_bytes": peak, "ended": time.time()}
+        how = {"status": status, "signal": signal_, "cause": cause}
+        return how | {"seconds": seconds, "peak_bytes": peak, "ended": time.time()}
 
     def _wait(self, seconds: float) -> int | None:
         try:

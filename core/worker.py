@@ -5,6 +5,7 @@ The supervisor starts it; nobody else needs to. Its exit status is the category 
 
 from __future__ import annotations
 
+import errno
 import faulthandler
 import os
 import signal
@@ -20,6 +21,7 @@ from core.errors import DeviceError, InputError, NotFinite, OutOfMemory, Problem
 from core.events import Writer
 from core.workspace import Context
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CAUSES = {Stopped: "stopped", OutOfMemory: "out_of_memory", NotFinite: "nan"}
 
 
@@ -38,7 +40,7 @@ def main(folder: Path, grace: float = 120.0) -> int:
         metrics = _do(job, Context(folder, folder.parents[1], events, stop))
     except TuneboardError as raised:
         error = raised
-    except BaseException as raised:  # the one place that turns what nobody foresaw into a record of the run
+    except BaseException as raised:  # noqa: BLE001 - the one place that turns what nobody foresaw into a record
         traceback.print_exc()
         error = classify(raised)
     if error is not None and not isinstance(error, Stopped):
@@ -74,7 +76,7 @@ def classify(raised: BaseException) -> TuneboardError:
         return OutOfMemory("memory.host")
     if type(raised).__name__ == "OutOfMemoryError" or "CUDA out of memory" in text:
         return OutOfMemory("memory.device")
-    if isinstance(raised, OSError) and raised.errno in (28, 122) or "unexpected pos" in text:
+    if (isinstance(raised, OSError) and raised.errno in DISK_FULL) or "unexpected pos" in text:
         return InputError("disk.write", path=str(getattr(raised, "filename", None) or "the run folder"))
     if type(raised).__name__ == "AcceleratorError" or "CUDA error" in text:
         return DeviceError("device.failed", what=text.splitlines()[0][:200])

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from core.events import Writer
 
 BUNDLED = Path(__file__).resolve().parents[1]
+ASSETS = BUNDLED / "assets"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -41,11 +42,12 @@ def default() -> Path:
 
 
 def locate(path: str, workspace: Path, place: str = "") -> Path:
-    """Return the existing file or folder that a path means: in the workspace, else bundled; raise InputError else."""
-    expanded = Path(path).expanduser()
-    for root in (workspace, BUNDLED):
-        if (found := root / expanded).exists():
-            return found.resolve()
+    """Return the existing file or folder that a path means: in the workspace, else among the bundled assets."""
+    own, bundled = (workspace / Path(path).expanduser()).resolve(), (BUNDLED / path).resolve()
+    if own.exists():
+        return own
+    if bundled.is_relative_to(ASSETS) and bundled.exists():
+        return bundled
     raise InputError("path.missing", place, path=path)
 
 
@@ -61,11 +63,10 @@ def tuned(reference: str, workspace: Path, place: str = "") -> Path:
 
 
 def jailed(path: str, workspace: Path, allowed: tuple[Path, ...] = (), place: str = "") -> Path:
-    """Return the resolved path if it lies in the workspace, the bundled assets or an allowed folder; raise InputError else."""
-    resolved = (workspace / Path(path).expanduser()).resolve()
-    bundled = (BUNDLED / path).resolve()
-    if bundled.is_relative_to(BUNDLED / "assets") and not resolved.exists():
+    """Return the resolved path if it lies in the workspace, the bundled assets or an allowed folder."""
+    own, bundled = (workspace / Path(path).expanduser()).resolve(), (BUNDLED / path).resolve()
+    if not own.exists() and bundled.is_relative_to(ASSETS) and bundled.exists():
         return bundled
-    if not any(resolved.is_relative_to(root.resolve()) for root in (workspace, BUNDLED / "assets", *allowed)):
+    if not any(own.is_relative_to(root.resolve()) for root in (workspace, ASSETS, *allowed)):
         raise InputError("path.outside", place, path=path, root=str(workspace))
-    return resolved
+    return own

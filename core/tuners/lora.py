@@ -24,7 +24,8 @@ class Lora(Tuner):
     Share of the adapter's input dropped in training. Raise it when few rows are learned by heart. Typical: 0 to 0.1."""
     targets: list[str] = knob(["all-linear"], min_length=1, max_length=64, expert=True)
     """Targets
-    Names of the modules that get an adapter, for example q_proj and v_proj. all-linear means every linear layer but the head."""
+    Names of the modules that get an adapter, for example q_proj and v_proj. all-linear means every linear layer but
+    the head."""
     rslora: bool = knob(False, expert=True)
     """rsLoRA
     Scale by alpha / √rank instead (arXiv 2312.03732). Turn it on for ranks above 64."""

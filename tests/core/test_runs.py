@@ -1,0 +1,146 @@
+"""The run store without an engine: names, folders, states that are read off the disk."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from core import config, runs, supervisor
+from core.errors import InputError
+from core.events import Writer
+from core.workspace import jailed, locate, tuned
+
+
+def test_two_runs_of_one_name_get_two_folders(tmp_path):
+    job = config.resolve({"name": "my run"})
+    assert [runs.create(job, tmp_path).name for _ in range(3)] == ["my-run", "my-run-2", "my-run-3"]
+    assert runs.settings(tmp_path / "runs" / "my-run") == job
+    assert {folder.name for folder in runs.listed(tmp_path)} == {"my-run", "my-run-2", "my-run-3"}
+
+
+def test_settings_are_frozen(tmp_path):
+    folder = runs.create(config.resolve({}), tmp_path)
+    assert (folder / "run.yaml").stat().st_mode & 0o777 == 0o400
+
+
+def test_a_workspace_that_is_a_file_is_refused_by_name(tmp_path):
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(InputError) as raised:
+        runs.create(config.resolve({}), tmp_path)
+    assert raised.value.code == "path.not_writable" and "runs" in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["../x", "", ".", "a/b", "no-such-run", "x" * 500, "a\n", "~"])
+def test_unknown_or_crooked_names_are_refused(tmp_path, name):
+    with pytest.raises(InputError) as raised:
+        runs.find(name, tmp_path)
+    assert raised.value.code == "run.unknown"
+
+
+def pretend(folder: Path, pid: int, created: float, launched: float = 0.0):
+    runs.write_json(folder / runs.PROCESS, {"pid": pid, "created": created, "launched": launched})
+
+
+def test_states_follow_from_the_folder(tmp_path):
+    folder = runs.create(config.resolve({}), tmp_path)
+    assert runs.look(folder).status == "new"
+    me = psutil.Process()
+    pretend(folder, me.pid, me.create_time())
+    assert runs.look(folder).status == "starting"
+    Writer(folder).write("started", job="train")
+    assert runs.look(folder).status == "running"
+    (folder / runs.STOP).touch()
+    assert runs.look(folder).status == "stopping"
+    pretend(folder, me.pid, me.create_time() - 100)  # the number is in use again by another process
+    assert runs.look(folder).status == "lost"
+    Writer(folder).write("end", cause="stopped", status=20)
+    assert runs.look(folder).status == "stopped"
+    runs.write_json(folder / runs.EXIT, {"cause": "nan", "status": 13})
+    assert runs.look(folder).status == "nan"
+
+
+def test_an_end_of_an_earlier_life_does_not_count(tmp_path):
+    folder = runs.create(config.resolve({}), tmp_path)
+    writer = Writer(folder)
+    writer.write("started", job="train")
+    writer.write("end", cause="done", status=0)
+    me = psutil.Process()
+    pretend(folder, me.pid, me.create_time(), launched=time.time() + 1)
+    assert runs.look(folder).status == "starting"
+
+
+def test_looking_again_reads_only_what_is_new(tmp_path):
+    folder = runs.create(config.resolve({}), tmp_path)
+    writer = Writer(folder)
+    writer.write("step", step=1, total=9, loss=1.0)
+    first = runs.look(folder)
+    writer.write("step", step=2, total=9, loss=0.5)
+    second = runs.look(folder, first)
+    assert second.state.step == 2 and second.offset > first.offset
+    assert second.state.dump() == runs.look(folder).state.dump()
+
+
+def test_a_run_that_is_done_or_no_training_is_not_resumed(tmp_path):
+    done = runs.create(config.resolve({}), tmp_path)
+    runs.write_json(done / runs.EXIT, {"cause": "done"})
+    other = runs.create(config.resolve({"kind": "export"}), tmp_path)
+    for folder, code in ((done, "run.complete"), (other, "run.not_training")):
+        with pytest.raises(InputError) as raised:
+            runs.resume(folder)
+        assert raised.value.code == code
+
+
+def test_the_engine_gets_none_of_the_boards_secrets(monkeypatch):
+    monkeypatch.setenv("TUNEBOARD_PASSWORD", "a secret of twelve")
+    assert "TUNEBOARD_PASSWORD" not in runs.environment()
+
+
+def test_the_log_is_capped_rotated_and_without_secrets(tmp_path, monkeypatch):
+    monkeypatch.setattr(supervisor, "LOG_BYTES", 1000)
+    monkeypatch.setenv("HF_TOKEN", "hf_very_secret_value")
+    read_end, write_end = os.pipe()
+    with os.fdopen(write_end, "wb") as out:
+        for number in range(100):
+            out.write(b"line %d with hf_very_secret_value in it\n" % number)
+        out.write(b"\xff no newline at the end")
+    supervisor.keep_log(os.fdopen(read_end, "rb"), tmp_path / "console.log")
+    new, old = (tmp_path / "console.log").read_bytes(), (tmp_path / "console.log.1").read_bytes()
+    assert len(new) <= 1000 and len(old) <= 1000 and new.endswith(b"end")
+    assert b"secret" not in new + old and b"***" in new
+
+
+def test_paths_stay_in_the_workspace(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to("/etc")
+    assert jailed("data", tmp_path) == tmp_path / "data"
+    assert jailed("assets/demo/model", tmp_path).is_absolute()
+    for path in ("/etc/passwd", "../..", "data/../../x", "link/passwd", "~/x"):
+        with pytest.raises(InputError) as raised:
+            jailed(path, tmp_path)
+        assert raised.value.code == "path.outside", path
+    assert jailed("/etc/hosts", tmp_path, allowed=(Path("/etc"),)) == Path("/etc/hosts").resolve()
+
+
+def test_tuned_means_a_run_or_a_folder(tmp_path):
+    run = runs.create(config.resolve({"name": "a"}), tmp_path)
+    with pytest.raises(InputError) as raised:
+        tuned("a", tmp_path)
+    assert raised.value.code == "run.untuned"
+    (run / "adapter").mkdir()
+    assert tuned("a", tmp_path) == run / "adapter"
+    (tmp_path / "mine").mkdir()
+    assert tuned("mine", tmp_path) == tmp_path / "mine"
+    for path in ("nothing here", "assets/../pyproject.toml"):
+        with pytest.raises(InputError):
+            locate(path, tmp_path)
+
+
+def test_a_record_that_is_not_json_is_no_record(tmp_path):
+    folder = runs.create(config.resolve({}), tmp_path)
+    (folder / runs.PROCESS).write_text('{"pid": ')
+    assert runs.look(folder).status == "new"
+    (folder / runs.EXIT).write_text(json.dumps({"cause": "done"}))
+    assert runs.look(folder).status == "done"
