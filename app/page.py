@@ -10,8 +10,14 @@ import gradio as gr
 from gradio.blocks import Block
 
 from app.i18n import tr
+from app.watch import Watch
 
 Component = TypeVar("Component", bound=Block)
+
+QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+"""For the many small events: 200 viewers at one a second would fill the queue."""
+TELLING: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+"""For events that set a gr.State which others listen to: gradio tells of its change only after an event of the queue."""
 
 
 @dataclass
@@ -24,9 +30,13 @@ class Page:
     run: gr.State
     """Name of the run that the live panel shows, "" for none."""
     tabs: gr.Tabs
+    clone: gr.State
+    """(name of the run that the Train form shall take its settings from, a number that makes each wish a change)."""
     allowed: tuple[Path, ...] = ()
     """Folders outside the workspace that may be read, too."""
     texts: list[tuple[Block, dict[str, str]]] = field(default_factory=list)
+    watch: Watch = field(default_factory=Watch)
+    """The views of the runs, read once for all who look."""
 
     def say(self, component: Component, **keys: str) -> Component:
         """Give a component its texts by locale key (label="ui.chat.seed") now and whenever the language changes."""

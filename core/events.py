@@ -61,17 +61,17 @@ class RunState:
             handler(event)
 
     def _started(self, event: dict[str, Any]) -> None:
-        step = int(event.get("resumed", 0))
         self.started, self.job, self.facts = event.get("time"), event.get("job", ""), event
-        self.error, self.end, self.step, self.seconds_per_step = None, None, step, None
-        for curve in self.curves.values():
-            curve.cut(step)
+        self.error, self.end, self.step, self.seconds_per_step = None, None, 0, None
 
     def _phase(self, event: dict[str, Any]) -> None:
         self.phase, self.phase_params = event["phase"], event.get("params", {})
-        self.total = int(event.get("total", 0))
-        if not event.get("resumed"):
-            self.step = int(event.get("step", 0))
+        self.total, self.step = int(event.get("total", 0)), int(event.get("step", 0))
+        if "resumed" in event:  # where training begins: 0, or the step of the checkpoint that it goes on from
+            self.step = int(event["resumed"])
+            for curve in self.curves.values():
+                curve.cut(self.step)
+            self._smooth = self.curves["smooth"].bins[-1][1] if self.curves["smooth"].bins else None
 
     def _step(self, event: dict[str, Any]) -> None:
         before, self.last, self.step = self.last, event, int(event["step"])

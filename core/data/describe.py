@@ -104,9 +104,9 @@ def _described(folder: Path, name: str, entry: dict[str, Any]) -> Described:
     for key in (*columns, *(key for key in ("ranking",) if entry.get(key))):
         if key in NOT_YET:
             return bad(NOT_YET[key])
-    renamed = {"messages_" if key == "messages" else key: v for key, v in {**columns, **tags}.items() if v is not None}
+    given = {key: value for key, value in {**columns, **tags}.items() if value is not None}
     try:
-        names = cast(Format, formats[kind].model_validate(renamed))
+        names = cast(Format, formats[kind].model_validate(given))
     except ValidationError as error:
         detail = error.errors()[0]
         return bad("data.entry", what=f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}")

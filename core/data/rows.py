@@ -1,4 +1,4 @@
-"""Rows of a JSON or JSON Lines file, each checked before anything heavy sees it: a broken one is named, never skipped."""
+"""Rows of a JSON or JSON Lines file, each checked before anything heavy sees it: a broken one is named, not skipped."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any, cast
 
 from core.data.describe import Described
 from core.errors import InputError
-from core.formats import Format, Line, Message
+from core.formats import JSON_TYPES, Format, Line, Message
 from core.schema import variants
 
 LONGEST_LINE = 8 << 20
 """Bytes: a longer line is no example but a whole file in one."""
 MAGIC = {
-    b"\x1f\x8b": "a gzip archive",
-    b"PK\x03\x04": "a zip archive",
-    b"PAR1": "a Parquet file",
-    b"version https://git-lfs": "a Git LFS pointer: run git lfs pull",
-    b"\xff\xfe": "UTF-16 text",
-    b"\xfe\xff": "UTF-16 text",
+    b"\x1f\x8b": "gzip",
+    b"PK\x03\x04": "zip",
+    b"PAR1": "Parquet",
+    b"version https://git-lfs": "Git LFS pointer",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
 }
 BOM = b"\xef\xbb\xbf"
 SPACE = re.compile(r"[ \t\r\n]*")
@@ -35,7 +35,7 @@ def conversations(described: Described, folder: Path, place: str) -> Iterator[li
     names, count = described.names, 0
     for line, row in rows(path, place):
         names = names or _guess(row, line)
-        yield names.messages(row, line)
+        yield names.conversation(row, line)
         count += 1
         if count == described.rows:
             return
@@ -80,7 +80,7 @@ def rows(path: Path, place: str) -> Iterator[tuple[Line, dict[str, Any]]]:
 def _refuse_foreign(head: bytes, name: str, place: str) -> None:
     what = next((what for magic, what in MAGIC.items() if head.startswith(magic)), "")
     if head.lstrip()[:9].lower().startswith((b"<!doctype", b"<html")):
-        what = "a web page"
+        what = "HTML"
     if what:
         raise InputError("data.foreign", place, file=name, what=what)
 
@@ -98,7 +98,8 @@ def _object(text: str, line: Line, torn: bool) -> dict[str, Any]:
     try:
         row = _DECODER.decode(text)
     except json.JSONDecodeError as error:
-        code = "data.torn" if torn and error.pos >= len(text.rstrip()) - 1 else "data.json"
+        cut = error.msg.startswith("Unterminated") or error.pos >= len(text.rstrip()) - 1
+        code = "data.torn" if torn and cut else "data.json"
         raise line.error(code, column=error.pos + 1, what=error.msg, text=text[:80].strip()) from None
     except (ValueError, RecursionError) as error:
         raise line.error("data.json", column=1, what=_why(error), text=text[:80].strip()) from None
@@ -150,7 +151,7 @@ def _why(error: Exception) -> str:
 
 def _checked(row: Any, line: Line) -> dict[str, Any]:
     if not isinstance(row, dict):
-        raise line.error("data.not_object", found=type(row).__name__)
+        raise line.error("data.not_object", found=JSON_TYPES[type(row)])
     lists = [key for key, value in row.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
     if len(row) == 1 and lists and lists[0] not in [f.mark for f in _formats()]:
         raise line.error("data.wrapped", column=lists[0])

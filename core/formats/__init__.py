@@ -1,7 +1,7 @@
 """How a row of a data file becomes a conversation: one file, one format.
 
-The names are those of LLaMA-Factory's dataset_info.json: a format's fields are the `columns` and `tags` of an entry, each
-with the column name it has when the entry does not say otherwise.
+The names are those of LLaMA-Factory's dataset_info.json: a format's fields are the `columns` and `tags` of an entry,
+each with the column name it has when the entry does not say otherwise.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ Message = dict[str, str]
 
 UNFIT = re.compile("[\0\ud800-\udfff]")
 """Characters that no tokenizer takes: NUL, and halves of surrogate pairs."""
-TYPES = {type(None): "null", bool: "true/false", int: "a number", float: "a number", list: "a list", dict: "an object"}
+JSON_TYPES = {type(None): "null", bool: "boolean", int: "number", float: "number", str: "string"}
+JSON_TYPES |= {list: "array", dict: "object"}
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Format(Spec):
     mark: ClassVar[str]
     """The column by which a file without a description is known to have this format."""
 
-    def messages(self, row: dict[str, Any], line: Line) -> list[Message]:
+    def conversation(self, row: dict[str, Any], line: Line) -> list[Message]:
         """Return the conversation of a row, checked: a system message or none, then user and assistant in turn.
 
         Raises InputError with file, line, column and what is wrong.
@@ -56,7 +57,7 @@ def text(row: dict[str, Any], column: str, line: Line, *, optional: bool = False
     if value is None and optional:
         return ""
     if not isinstance(value, str):
-        raise line.error("data.not_text", column=column, found=TYPES[type(value)])
+        raise line.error("data.not_text", column=column, found=JSON_TYPES[type(value)])
     if UNFIT.search(value):
         raise line.error("data.character", column=column)
     return value
@@ -68,6 +69,5 @@ def rows_of(row: dict[str, Any], column: str, line: Line) -> list[Any]:
         raise line.error("data.no_column", column=column, columns=", ".join(row))
     value = row[column]
     if not isinstance(value, list) or not value:
-        found = "an empty list" if value == [] else TYPES.get(type(value), "a text")
-        raise line.error("data.not_list", column=column, found=found)
+        raise line.error("data.not_list", column=column, found="[]" if value == [] else JSON_TYPES[type(value)])
     return value

@@ -1,4 +1,4 @@
-"""Alpaca rows: an instruction, what it is applied to, the answer; earlier turns and a system message where there are any."""
+"""Alpaca rows: an instruction, what it is applied to, the answer; earlier turns and a system message if any."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Alpaca(Format):
     system: str = "system"
     history: str = "history"
 
-    def messages(self, row: dict[str, Any], line: Line) -> list[Message]:
+    def conversation(self, row: dict[str, Any], line: Line) -> list[Message]:
         messages: list[Message] = []
         if system := text(row, self.system, line, optional=True):
             messages.append({"role": "system", "content": system})
@@ -36,4 +36,5 @@ class Alpaca(Format):
         turns = rows_of(row, self.history, line)
         if not all(isinstance(turn, list) and len(turn) == 2 for turn in turns):
             raise line.error("data.history", column=self.history)
-        return [(text({self.history: q}, self.history, line), text({self.history: a}, self.history, line)) for q, a in turns]
+        texts = [[text({self.history: part}, self.history, line) for part in turn] for turn in turns]
+        return [(question, answer) for question, answer in texts]

@@ -12,7 +12,7 @@ class OpenAI(Format):
 
     kind: Literal["openai"] = "openai"
     mark: ClassVar[str] = "messages"
-    messages_: str = "messages"
+    messages: str = "messages"
     system: str = "system"
     role_tag: str = "role"
     content_tag: str = "content"
@@ -22,8 +22,8 @@ class OpenAI(Format):
     observation_tag: str = "tool"
     function_tag: str = "function_call"
 
-    def messages(self, row: dict[str, Any], line: Line) -> list[Message]:
-        messages = [self._message(item, line) for item in rows_of(row, self.messages_, line)]
+    def conversation(self, row: dict[str, Any], line: Line) -> list[Message]:
+        messages = [self._message(item, line) for item in rows_of(row, self.messages, line)]
         if messages[0]["role"] != "system" and (system := text(row, self.system, line, optional=True)):
             messages.insert(0, {"role": "system", "content": system})
         turns = messages[messages[0]["role"] == "system" :]
@@ -32,12 +32,12 @@ class OpenAI(Format):
             if message["role"] != expected:
                 raise line.error("data.role_order", position=index + 1, role=message["role"], expected=expected)
         if len(turns) % 2 or not turns:
-            raise line.error("data.no_answer", column=self.messages_)
+            raise line.error("data.no_answer", column=self.messages)
         return messages
 
     def _message(self, item: Any, line: Line) -> Message:
         if not isinstance(item, dict):
-            raise line.error("data.not_message", column=self.messages_)
+            raise line.error("data.not_message", column=self.messages)
         roles = {self.user_tag: "user", self.assistant_tag: "assistant", self.system_tag: "system"}
         given = text(item, self.role_tag, line)
         if given in (self.observation_tag, self.function_tag):
@@ -52,7 +52,7 @@ class ShareGPT(OpenAI):
 
     kind: Literal["sharegpt"] = "sharegpt"
     mark: ClassVar[str] = "conversations"
-    messages_: str = "conversations"
+    messages: str = "conversations"
     role_tag: str = "from"
     content_tag: str = "value"
     user_tag: str = "human"

@@ -106,7 +106,9 @@ def inspect_adapter(folder: Path, place: str = "tuned") -> AdapterFacts:
         raise InputError("adapter.changes_base", place, folder=str(folder), start=str(config["init_lora_weights"]))
     file = folder / "adapter_model.safetensors"
     if not file.exists():
-        raise InputError(_missing(folder, "adapter"), place, folder=str(folder), **_unsafe_file(folder))
+        if unsafe := _unsafe_file(folder):
+            raise InputError("adapter.unsafe", place, folder=str(folder), file=unsafe)
+        raise InputError("adapter.no_weights", place, folder=str(folder))
     tensors = header(file, place)
     rank = config.get("r", 0) if kind in ("LORA", "ADALORA", "VERA") else 0
     stored = max((entry.shape[0] for key, entry in tensors.items() if "lora_A" in key and entry.shape), default=0)
@@ -122,7 +124,9 @@ def weight_files(folder: Path, place: str) -> list[Path]:
         return [folder / "model.safetensors"]
     index = folder / "model.safetensors.index.json"
     if not index.exists():
-        raise InputError(_missing(folder, "model"), place, folder=str(folder), **_unsafe_file(folder))
+        if unsafe := _unsafe_file(folder):
+            raise InputError("model.unsafe", place, folder=str(folder), file=unsafe)
+        raise InputError("model.no_weights", place, folder=str(folder))
     weight_map = read_json(index, place, "model.no_weights").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError("model.bad_json", place, file=str(index), what="no weight_map")
@@ -207,14 +211,10 @@ def _refuse_foreign_code(folder: Path, config: dict[str, Any], place: str) -> No
                          shard=str(config["transformers_weights"]))  # fmt: skip
 
 
-def _missing(folder: Path, what: str) -> str:
-    """Return the code for a folder without safetensors: unsafe where there are weights of another format."""
-    return f"{what}.unsafe" if _unsafe_file(folder) else f"{what}.no_weights"
-
-
-def _unsafe_file(folder: Path) -> dict[str, str]:
+def _unsafe_file(folder: Path) -> str:
+    """Return the name of a file with weights in a format that is never opened; empty when there is none."""
     files = sorted(path.name for path in folder.iterdir() if path.suffix in UNSAFE and path.stem != "training_args")
-    return {"file": files[0]} if files else {}
+    return files[0] if files else ""
 
 
 def _whole(config: dict[str, Any], *keys: str) -> int:

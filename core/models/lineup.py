@@ -8,16 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from core.errors import InputError
-from core.models.adapters import load_adapter
 from core.models.loading import load
 from core.sections import Hardware, Model
 from core.workspace import tuned as tuned_folder
 
 if TYPE_CHECKING:
+    from peft import PeftModel
+
     from core.events import Writer
 
 BASE = "base"
@@ -52,6 +52,8 @@ class Lineup:
                 whole = model.model_copy(update={"path": str(folder), "revision": ""})
                 self._subjects[reference] = Subject(*_load_beside(whole, workspace, hardware, events))
             else:
+                from core.models.adapters import load_adapter  # peft takes seconds to import: a lone base does without
+
                 self._peft = load_adapter(self._peft or base, folder, f"tuned{number}")
                 self._subjects[reference] = Subject(base, tokenizer, f"tuned{number}")
 
@@ -62,6 +64,10 @@ class Lineup:
 
     def tokenizer(self, name: str) -> PreTrainedTokenizerBase:
         return self._subjects[name].tokenizer
+
+    def model(self, name: str) -> PreTrainedModel:
+        """Return the model for questions about its config; to compute with it, use `use`."""
+        return self._subjects[name].model
 
     @contextmanager
     def use(self, name: str) -> Iterator[PreTrainedModel]:

@@ -21,7 +21,14 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
     StrictDataclassError,
 )
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import is_flash_attn_2_available
 
 from core.errors import InputError
@@ -58,15 +65,12 @@ def load_tokenizer(model: Model, workspace: Path, events: Writer | None = None) 
     A missing pad token is the end token; a missing template is our ChatML, told as a warning to `events`.
     """
     folder = model_folder(model, workspace)
-    inspect(folder)
+    config = _config(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, config=config, trust_remote_code=False, local_files_only=True
+        )
     except (*UNUSABLE, OSError) as error:
-        raise InputError("model.bad_tokenizer", "model.path", folder=str(folder), what=_line(error)) from None
-    except Exception as error:
-        # the Rust side raises a bare Exception for a broken tokenizer.json: its type tells nothing narrower
-        if type(error) is not Exception:
-            raise
         raise InputError("model.bad_tokenizer", "model.path", folder=str(folder), what=_line(error)) from None
     if tokenizer.eos_token_id is None:
         raise InputError("model.no_end_token", "model.path", folder=str(folder))
@@ -87,10 +91,9 @@ def load_model(model: Model, workspace: Path, hardware: Hardware, *, training: b
     """
     device = pick_device(hardware)
     folder = model_folder(model, workspace)
-    inspect(folder)
+    config = _config(folder)
     dtype = torch.float32 if training and device.type == "cpu" else compute_dtype(model, device)
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         loaded, info = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
@@ -124,6 +127,15 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise InputError("model.vocabulary", "model.path", tokens=len(tokenizer), rows=rows)
+
+
+def _config(folder: Path) -> PreTrainedConfig:
+    """Return the config of an inspected folder."""
+    inspect(folder)
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except UNUSABLE as error:
+        raise InputError("model.unusable", "model.path", folder=str(folder), what=_line(error)) from None
 
 
 def _fetch(model: Model) -> Path:

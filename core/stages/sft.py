@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from core.schema import knob
 from core.stages import Stage
+
+if TYPE_CHECKING:
+    from core.config import Run
+    from core.workspace import Context
 
 
 class Sft(Stage):
@@ -16,3 +20,40 @@ class Sft(Stage):
     train_on_prompt: bool = knob(False, expert=True)
     """Learn the prompts, too
     Count the loss on the questions as well. Useful for very few or very short answers."""
+
+    def train(self, run: Run, context: Context) -> dict[str, float]:
+        from core.training.phases import Phases
+
+        phases = Phases(context)
+        phases.begin("load_libraries")
+        from transformers import set_seed
+
+        from core.checkpoints import telling_full_disk
+        from core.data import batch
+        from core.models.loading import check_vocabulary, load_model, load_tokenizer
+        from core.training import results
+        from core.training.fit import fit
+
+        phases.begin("load_tokenizer")
+        tokenizer = load_tokenizer(run.model, context.workspace, context.events)
+        phases.begin("load_data")
+        lessons = batch.load(
+            run.data,
+            context.workspace,
+            tokenizer,
+            run.training.seed,
+            train_on_prompt=self.train_on_prompt,
+            advance=phases.advance,
+        )
+        phases.warn_of(lessons, run.data.cutoff)
+        phases.begin("load_model")
+        model = load_model(run.model, context.workspace, run.hardware, training=True)
+        check_vocabulary(model, tokenizer)
+        set_seed(run.training.seed)
+        with telling_full_disk(context.folder):
+            model = run.tuner.attach(model, context.folder)
+            steps = fit(run, context, model, lessons, tokenizer.pad_token_id)
+            phases.begin("save", step=steps, total=steps)
+            saved = run.tuner.save(model, tokenizer, context.folder)
+            context.events.write("saved", what=saved.name, path=saved.name, step=steps)
+            return results.write(context.folder, context.events.state)

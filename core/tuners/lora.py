@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
+from core.errors import InputError
+from core.files import aside
 from core.schema import knob
 from core.tuners import Tuner
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraLayer
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+ADAPTER = "default"
+WEIGHTS = "adapter_model.safetensors"
 
 
 class Lora(Tuner):
@@ -35,3 +45,96 @@ class Lora(Tuner):
     pissa: bool = knob(False, expert=True)
     """PiSSA
     Begin with the principal parts of the weights (arXiv 2404.02948): often learns faster. Saved as plain LoRA."""
+
+    def attach(self, model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+        from peft import LoraConfig, get_peft_model
+
+        config = LoraConfig(
+            task_type="CAUSAL_LM",
+            r=self.rank,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]  # peft computes with it and takes any number
+            lora_dropout=self.dropout,
+            target_modules=self._targets(model),
+            use_rslora=self.rslora,
+            use_dora=self.dora,
+        )
+        tuned: Any = get_peft_model(model, config)  # casts the adapter to fp32
+        if self.pissa:
+            self._begin_with_principal_parts(tuned, folder / "beginning")
+        return tuned
+
+    def save(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
+        with aside(folder / "adapter") as place:
+            model.save_pretrained(place)
+            if self.pissa:
+                self._as_plain_lora(place, folder / "beginning")
+        return folder / "adapter"
+
+    def _targets(self, model: PreTrainedModel) -> str | list[str]:
+        if self.targets == ["all-linear"]:
+            return "all-linear"
+        modules = [name for name, module in model.named_modules() if not any(module.children())]
+        for target in self.targets:
+            if not any(name == target or name.endswith(f".{target}") for name in modules):
+                known = sorted({name.rpartition(".")[2] for name in modules})
+                raise InputError("tuner.no_module", "tuner.lora.targets", module=target, known=", ".join(known[:20]))
+        return self.targets
+
+    def _begin_with_principal_parts(self, model: Any, beginning: Path) -> None:
+        """Move the largest singular parts of each weight into its adapter: W = (W - s·B·A) + s·B·A.
+
+        They are kept in `beginning`, for save() and for a resumed run, which takes the same parts out of the base.
+        """
+        from peft import set_peft_model_state_dict
+        from peft.tuners.lora import LoraLayer
+        from safetensors.torch import load_file
+
+        layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+        if beginning.is_dir():
+            set_peft_model_state_dict(model, load_file(beginning / WEIGHTS), ADAPTER)
+        else:
+            for layer in layers:
+                _set_principal(layer)
+            with aside(beginning) as place:
+                model.save_pretrained(place)
+        for layer in layers:
+            weight = layer.get_base_layer().weight
+            weight.data = (weight.data.float() - layer.get_delta_weight(ADAPTER)).to(weight.dtype)
+
+    def _as_plain_lora(self, adapter: Path, beginning: Path) -> None:
+        """Rewrite an adapter to fit the whole base: s·B·A - s·B0·A0 is one product of twice the rank.
+
+        peft has a conversion of its own, which loses the magnitudes of DoRA.
+        """
+        import torch
+        from peft import LoraConfig
+        from safetensors.torch import load_file, save_file
+
+        now, then = load_file(adapter / WEIGHTS), load_file(beginning / WEIGHTS)
+        for name in now:
+            if "lora_A" in name:
+                now[name] = torch.cat([now[name], then[name]], dim=0)
+            elif "lora_B" in name:
+                now[name] = torch.cat([now[name], -then[name]], dim=1)
+        save_file(now, adapter / WEIGHTS, metadata={"format": "pt"})
+        config = LoraConfig.from_pretrained(str(adapter))
+        config.r, config.lora_alpha = 2 * self.rank, self.alpha * (2**0.5 if self.rslora else 2)  # s stays the same
+        config.save_pretrained(str(adapter))
+
+
+def _set_principal(layer: LoraLayer) -> None:
+    """Set A and B of a layer to the roots of its largest singular parts, so that s·B·A is their sum.
+
+    Raises InputError when the weight has fewer of them than the rank asks for.
+    """
+    import torch
+
+    rank = layer.r[ADAPTER]
+    weight_O_I = layer.get_base_layer().weight.data
+    if rank > min(weight_O_I.shape):
+        raise InputError("lora.pissa_rank", "tuner.lora.rank", rank=rank, limit=min(weight_O_I.shape))
+    U_O_R, S_R, Vh_R_I = torch.linalg.svd(weight_O_I.float(), full_matrices=False)
+    root_R = (S_R[:rank] / layer.scaling[ADAPTER]).sqrt()
+    # copied into place: fused AdamW goes wrong where a weight and its loaded state lie in memory in different ways
+    layer.lora_A[ADAPTER].weight.data.copy_(root_R[:, None] * Vh_R_I[:rank])
+    layer.lora_B[ADAPTER].weight.data.copy_(U_O_R[:, :rank] * root_R)

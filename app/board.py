@@ -1,0 +1,250 @@
+"""The board: one page of tabs behind the guard, served by uvicorn."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+import socket
+import sys
+from collections.abc import Iterable
+from html import escape
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+# Read by gradio and the hub client when they are imported.
+os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "GRADIO_RUN_HISTORY": "False"}
+
+import gradio as gr
+import psutil
+import uvicorn
+from fastapi import FastAPI
+
+from app import theme
+from app.guard import Guard, allowed_hosts, is_loopback
+from app.i18n import LANGUAGES, number, pick, tr
+from app.live import BUSY, IDLE
+from app.page import QUIET, TELLING, Page
+from app.sessions import MIN_PASSWORD, Sessions, load_secret
+from app.show import LOOKS
+from core import runs
+from core.errors import InputError
+
+ASSETS = Path(__file__).parent.parent / "assets"
+DEFAULT_PORT, PORTS = 7860, 40
+"""The port that is tried first when none is asked for, and how many from there on."""
+NAMES = {"en": "English", "ru": "Русский", "zh": "中文"}
+TO_URL = """(run) => {
+  const url = new URL(location);
+  if (run) url.searchParams.set("run", run); else url.searchParams.delete("run");
+  if (url.href !== location.href) history.replaceState(history.state, "", url);
+}"""
+TO_PAGE = "(language) => { document.documentElement.lang = language; return language; }"
+
+
+def tabs() -> list[ModuleType]:
+    """Return the modules of the tabs in their order."""
+    package = importlib.import_module("app.tabs")
+    found = [importlib.import_module(f"app.tabs.{info.name}") for info in pkgutil.iter_modules(package.__path__)]
+    return sorted((module for module in found if "ORDER" in vars(module)), key=lambda module: module.ORDER)
+
+
+def build(workspace: Path, allowed: tuple[Path, ...] = (), run: str = "") -> gr.Blocks:
+    """Return the page; `run` is shown where the address names none."""
+    with gr.Blocks(title="Tuneboard", analytics_enabled=False, fill_width=True) as blocks:
+        language, shown, clone = gr.State("en"), gr.State(""), gr.State(("", 0))
+        chosen = gr.BrowserState("", storage_key="tuneboard.language", secret="no secret: a language")
+        with gr.Row(elem_classes=["tb-header"]):
+            gr.HTML("<h1>Tuneboard</h1>", elem_classes=["tb-brand"])
+            badge = gr.HTML(elem_id="tb-badge")
+            picker = gr.Dropdown([], elem_id="tb-run-picker", container=False, allow_custom_value=True)
+            tongue = gr.Dropdown(
+                [(NAMES[code], code) for code in LANGUAGES], value="en", elem_id="tb-language", container=False, filterable=False
+            )
+            look = gr.Button("◐", elem_id="tb-theme", elem_classes=["tb-theme"], size="sm")
+        with gr.Tabs(elem_id="tb-tabs", selected="train") as all_tabs:
+            page = Page(workspace, language, shown, all_tabs, clone, allowed)
+            for module in tabs():
+                with page.say(gr.Tab(id=module.KEY, elem_id=f"tb-tab-{module.KEY}"), label=f"ui.board.tab.{module.KEY}"):
+                    module.build(page)
+        page.say(picker, label="ui.board.run")
+        page.say(tongue, label="ui.board.language")
+        _wire(blocks, page, chosen, badge, picker, tongue, look, run)
+    return blocks.queue(default_concurrency_limit=8, max_size=64)
+
+
+def _wire(
+    blocks: gr.Blocks,
+    page: Page,
+    chosen: gr.BrowserState,
+    badge: gr.HTML,
+    picker: gr.Dropdown,
+    tongue: gr.Dropdown,
+    look: gr.Button,
+    run: str,
+) -> None:
+    """Connect the header: language, shown run, badge."""
+    translated = [component for component, _ in page.texts]
+
+    def arrive(kept: Any, request: gr.Request) -> list[Any]:
+        lang = kept if kept in LANGUAGES else pick(request.headers.get("accept-language"))
+        texts = page.translated(lang) if lang != "en" else [gr.skip()] * len(translated)
+        return [_first_run(page, request.query_params.get("run") or run), lang, lang, *texts]
+
+    def switch(lang: str) -> list[Any]:
+        return [lang, lang, *page.translated(lang)]
+
+    def choices(name: str, lang: str) -> Any:
+        return gr.update(choices=_choices(page, lang), value=name or None)
+
+    def beat(name: str, lang: str, before: str) -> list[Any]:
+        told, busy = _badge(page, name, lang)
+        return [told if told != before else gr.skip(), told, gr.Timer(BUSY * 2 if busy else IDLE)]
+
+    blocks.load(arrive, chosen, [page.run, page.language, tongue, *translated], **TELLING)
+    tongue.input(switch, tongue, [page.language, chosen, *translated], **TELLING)
+    tongue.change(None, tongue, None, js=TO_PAGE)
+    picker.input(lambda name: name if isinstance(name, str) else "", picker, page.run, **TELLING)
+    picker.change(None, picker, None, js=TO_URL)
+    picker.focus(choices, [page.run, page.language], picker, **QUIET)
+    page.run.change(choices, [page.run, page.language], picker, **QUIET)
+    before, timer = gr.State(""), gr.Timer(BUSY * 2)
+    for event in (timer.tick, page.run.change, page.language.change):
+        event(beat, [page.run, page.language, before], [badge, before, timer], **QUIET)
+    look.click(None, None, None, js="() => {}")
+
+
+def _first_run(page: Page, asked: str) -> str:
+    """Return the run to show first: the one asked for, else the newest active one, else the newest."""
+    folders = runs.listed(page.workspace)
+    if asked in {folder.name for folder in folders}:
+        return asked
+    active = [folder for folder in folders[:20] if runs.supervisor(folder) is not None]
+    return next((folder.name for folder in (*active, *folders)), "")
+
+
+def _choices(page: Page, language: str) -> list[tuple[str, str]]:
+    found = []
+    for folder in runs.listed(page.workspace)[:100]:
+        with page.watch.view(folder) as view:
+            found.append((f"{view.name} · {tr(language, f'ui.status.{view.status}')}", view.name))
+    return found
+
+
+def _badge(page: Page, name: str, language: str) -> tuple[str, bool]:
+    """Return (the dot and the percentage of the shown run, whether it is active)."""
+    try:
+        folder = runs.find(name, page.workspace)
+    except InputError:
+        return "", False
+    with page.watch.view(folder) as view:
+        share, status = "", tr(language, f"ui.status.{view.status}")
+        if view.active and view.state.total:
+            share = f"{number(language, int(100 * view.state.step / view.state.total))} %"
+        chip = f"tb-chip tb-dot tb-chip-{LOOKS.get(view.status, 'new')}"
+        return f'<span class="{chip}" title="{escape(status)}">{share or escape(status)}</span>', view.active
+
+
+def application(workspace: Path, allowed: tuple[Path, ...] = (), run: str = "") -> FastAPI:
+    """Return the board as an ASGI application, without the guard."""
+    head = f"{theme.HEAD}<style>{_asset('panels.css')}</style><script>{_asset('page.js')}</script>"
+    # Neither docs nor a schema of our own: the page is all there is.
+    outer = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    return gr.mount_gradio_app(
+        outer,
+        build(workspace, allowed, run),
+        path="/",
+        theme=theme.theme(),
+        head=head,
+        footer_links=[],
+        run_history=False,
+        allowed_paths=[],
+        show_error=False,
+        enable_monitoring=False,
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        max_file_size="512mb",
+    )
+
+
+def serve(
+    workspace: Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = DEFAULT_PORT,
+    allowed: tuple[Path, ...] = (),
+    hosts: Iterable[str] = (),
+    run: str = "",
+) -> None:
+    """Serve the board until it is interrupted. Raises InputError where address or password won't do."""
+    password = os.environ.get("TUNEBOARD_PASSWORD") or None
+    if password is None and not is_loopback(host):
+        raise InputError("board.password", host=host)
+    if password is not None and len(password) < MIN_PASSWORD:
+        raise InputError("board.password_short", length=MIN_PASSWORD)
+    listener = _listen(host, port)
+    port = listener.getsockname()[1]
+    name = f"[{host}]" if ":" in host else host
+    address = f"http://{'127.0.0.1' if name in ('0.0.0.0', '[::]') else name}:{port}"
+    state = workspace / ".tuneboard"
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    sessions = Sessions(load_secret(state / "secret"), address, _again, password)
+    guarded = Guard(application(workspace, allowed, run), hosts=allowed_hosts(port, _names(host, hosts)), sessions=sessions)
+    _welcome(sessions, workspace)
+    config = uvicorn.Config(guarded, log_level="warning", access_log=False, proxy_headers=False, server_header=False)
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def _names(host: str, hosts: Iterable[str]) -> list[str]:
+    return [*hosts, *([] if host in ("0.0.0.0", "::", "") else [host])]
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Return a listening socket: at the port asked for, or from the default one on at the first that is free."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for candidate in range(port, port + (PORTS if port == DEFAULT_PORT else 1)):
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, candidate))
+        except PermissionError:
+            listener.close()
+            raise InputError("board.port_denied", port=candidate) from None
+        except OSError:
+            listener.close()
+            continue
+        listener.listen(128)
+        return listener
+    raise InputError("board.port_taken", port=port, holder=_holder(port))
+
+
+def _holder(port: int) -> str:
+    """Return who listens at a port, as far as this user may know it."""
+    try:
+        for connection in psutil.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+                return f"{psutil.Process(connection.pid).name()}, pid {connection.pid}"
+    except psutil.Error:
+        pass
+    return "?"
+
+
+def _welcome(sessions: Sessions, workspace: Path) -> None:
+    """Print where the board is and how to come in, in the language of the terminal."""
+    lang = pick((os.environ.get("LC_ALL") or os.environ.get("LANG") or "")[:2])
+    _print(f"{tr(lang, 'ui.board.link')}\n\n    {sessions.link()}\n")
+    _print(tr(lang, "ui.board.workspace", folder=workspace / "runs"))
+
+
+def _again(link: str) -> None:
+    _print(f"{tr('en', 'ui.board.again')} {link}")
+
+
+def _print(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _asset(name: str) -> str:
+    return (ASSETS / name).read_text(encoding="utf-8")

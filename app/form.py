@@ -1,0 +1,336 @@
+"""The settings of any job as a form: cards of fields built from the declarations, values there and back, errors at their field.
+
+`Form(page, Run)` inside a layout puts the cards there. Handlers take `form.inputs` and return `form.updates(...)` for
+`form.outputs`. Nothing of a form is kept on the server: the values come from the page with each call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from app.fields import brief, element_id, make, plain, said, texts
+from app.i18n import tr
+from app.page import QUIET, Page
+from app.pickers import offers
+from core import config
+from core.errors import InputError, Problem
+from core.schema import Setting, Spec, variants
+from core.workspace import HUB_ID, jailed, locate
+
+BRIEFS = 3
+"""Values that the head of a card tells."""
+
+
+class Form:
+    """The fields of one job class, laid out in numbered cards that open in place.
+
+    only, skip: paths (`hardware`, `model.path`) that are shown alone or left out; what is left out keeps its default.
+    cards: title -> names of the top-level fields in that card; by default every section is a card.
+    """
+
+    def __init__(
+        self,
+        page: Page,
+        job: type[config.Run] | type[config.Evaluation] | type[config.Serving] | type[config.Export],
+        *,
+        only: Iterable[str] = (),
+        skip: Iterable[str] = (),
+        cards: Mapping[str, tuple[str, ...]] | None = None,
+    ) -> None:
+        self.page, self.kind = page, str(job.model_fields["kind"].default)
+        only, skip = tuple(only), tuple(skip)
+        self.settings = tuple(
+            s for s in config.known_settings(job) if (not only or _within(s.path, only)) and not _within(s.path, skip)
+        )
+        self.fields: dict[str, Component] = {}
+        self.groups: dict[tuple[str, str, bool], gr.Column] = {}
+        self.cards: dict[str, gr.Accordion] = {}
+        self.members = dict(cards or _cards(job, self.settings))
+        for number, title in enumerate(self.members, start=1):
+            self._card(number, title)
+        with gr.Column(elem_classes=["tb-changes"]):
+            self.note = gr.HTML(visible=False, elem_id=f"tb-{self.kind}-note")
+            self.changed = gr.Dropdown(
+                [], value=[], multiselect=True, allow_custom_value=True, visible=False, elem_classes=["tb-changed"],
+                elem_id=f"tb-{self.kind}-changed",
+            )  # fmt: skip
+            self.reset = page.say(
+                gr.Button(size="sm", visible=False, elem_id=f"tb-{self.kind}-reset"), value="ui.form.reset"
+            )
+        self.wrong = gr.State([])
+        self.inputs = [self.fields[s.path] for s in self.settings]
+        self.outputs = [*self.inputs, *self.groups.values(), *self.cards.values(), self.changed, self.reset, self.note]
+        self.outputs.append(self.wrong)
+        self._listen()
+
+    # layout
+
+    def _card(self, number: int, title: str) -> None:
+        mine = [s for s in self.settings if s.path.partition(".")[0] in self.members[title]]
+        # Within a card the order of its members counts, not that of the declaration.
+        mine.sort(key=lambda s: self.members[title].index(s.path.partition(".")[0]))
+        label = self._head("en", title, {s.path: s.default for s in self.settings})
+        with gr.Accordion(
+            label, open=number == 1, elem_id=f"tb-card-{self.kind}-{title}", elem_classes=["tb-card"]
+        ) as card:
+            self._part([s for s in mine if not s.expert], expert=False)
+            if expert := [s for s in mine if s.expert]:
+                with self.page.say(gr.Accordion(open=False, elem_classes=["tb-expert"]), label="ui.form.expert"):
+                    self._part(expert, expert=True)
+        self.cards[title] = card
+
+    def _part(self, part: list[Setting], *, expert: bool) -> None:
+        """Lay out one half of a card: the settings of each kind of a choice stand in a group of their own."""
+        done: set[tuple[str, str]] = set()
+        for setting in part:
+            if setting.variant is None:
+                self._field(setting)
+            elif setting.variant not in done:
+                done.add(setting.variant)
+                place, kind = setting.variant
+                default = next((s.default for s in self.settings if s.path == place), kind)
+                with gr.Column(visible=default == kind, elem_classes=["tb-variant"]) as group:
+                    for inner in part:
+                        if inner.variant == setting.variant:
+                            self._field(inner)
+                self.groups[place, kind, expert] = group
+
+    def _field(self, setting: Setting) -> None:
+        offered = offers(setting.pick, self.page.workspace, self.page.allowed)
+        self.fields[setting.path] = make(setting, self.kind, offered)
+
+    def _listen(self) -> None:
+        state = [self.page.language, self.wrong, *self.inputs]
+        touched = [field.input for field in self.inputs]  # not change: filling the form would call 45 times
+        gr.on(touched, self._touched, state, self.outputs, trigger_mode="always_last", **QUIET)
+        self.page.language.change(self._translated, state, self.outputs, **QUIET)
+        self.reset.click(self._reset, self.page.language, self.outputs, **QUIET)
+        self.changed.input(self._kept, [self.page.language, self.changed, *self.inputs], self.outputs, **QUIET)
+        for setting in self.settings:
+            if setting.pick:
+                folder = self.fields.get(f"{setting.path.rpartition('.')[0]}.folder") if setting.pick == "set" else None
+                field = self.fields[setting.path]
+                field.focus(self._offer(setting), [field, *([folder] if folder else [])], field, **QUIET)
+
+    # values
+
+    def layer(self, values: Sequence[Any]) -> dict[str, Any]:
+        """Return the values of the fields as nested settings; kinds that are not chosen and empty numbers fall away."""
+        given = self._read(values)
+        flat = {
+            f"{s.key}.kind" if s.union else s.key: given[s.path]
+            for s in self.settings
+            if self._active(s, given) and given[s.path] is not None
+        }
+        return {"kind": self.kind, **config.nest(flat)}
+
+    def job(self, values: Sequence[Any]) -> config.Job:
+        """Return the checked job; raise InputError with every problem, each at the path of its field."""
+        given = self._read(values)
+        found = [Problem("config.missing", s.path) for s in self._used(given) if given[s.path] is None]
+        try:
+            job = config.resolve(self.layer(values))
+        except InputError as error:
+            raise InputError("", problems=(*found, *error.problems)) from None
+        for setting in self._used(given):
+            try:
+                self._locate(setting, given[setting.path])
+            except InputError as error:
+                found += error.problems
+        if found:
+            raise InputError("", problems=tuple(found))
+        return job
+
+    def problems(self, values: Sequence[Any]) -> tuple[Problem, ...]:
+        """Return what is wrong with the values, fields that are still empty apart: someone is typing."""
+        try:
+            self.job(values)
+        except InputError as error:
+            return tuple(p for p in error.problems if p.code != "config.missing")
+        return ()
+
+    def values(self, job: Spec) -> list[Any]:
+        """Return the value of each field for a job; the kinds that it did not choose show their defaults."""
+        dumped = job.model_dump()
+        found = []
+        for s in self.settings:
+            if s.variant and _walk(dumped, s.variant[0])["kind"] != s.variant[1]:
+                found.append(s.default)
+            else:
+                value = _walk(dumped, s.key)
+                found.append(value["kind"] if s.union else value)
+        return found
+
+    def different(self, given: Mapping[str, Any]) -> list[Setting]:
+        """Return the settings whose value, by path, is not the default."""
+        return [s for s in self._used(given) if plain(s, given[s.path]) != s.default]
+
+    def defaults(self) -> list[Any]:
+        return [s.default for s in self.settings]
+
+    # updates
+
+    def updates(
+        self,
+        language: str,
+        values: Sequence[Any],
+        *,
+        problems: Sequence[Problem] = (),
+        before: Sequence[str] = (),
+        fill: bool = False,
+        retell: bool = False,
+        unfold: bool = False,
+    ) -> list[Any]:
+        """Return one update for each of `outputs`.
+
+        problems go to their fields; `before` names the fields that showed one until now. fill: put the values in.
+        retell: write all texts anew. unfold: open the card of the first problem.
+        """
+        given, placed = self._read(values), {}
+        for problem in problems:
+            placed.setdefault(self._home(problem.place), problem)
+        fields = []
+        for setting, value in zip(self.settings, values, strict=True):
+            anew = retell or fill or setting.path in placed or setting.path in before
+            update = texts(language, setting, placed.get(setting.path)) if anew else {}
+            fields.append(gr.update(**update, **({"value": value} if fill else {})))
+        groups = [gr.update(visible=given.get(place) == kind) for place, kind, _ in self.groups]
+        return [
+            *fields,
+            *groups,
+            *self._heads(language, given, placed, unfold),
+            *self._changes(language, given),
+            self._general(language, placed, unfold),
+            [path for path in placed if path],
+        ]
+
+    def _heads(self, language: str, given: dict[str, Any], placed: dict[str, Problem], unfold: bool) -> list[Any]:
+        first = next((s.path for s in self.settings if s.path in placed), "").partition(".")[0]
+        return [
+            gr.update(
+                label=self._head(language, title, given), **({"open": True} if unfold and first in members else {})
+            )
+            for title, members in self.members.items()
+        ]
+
+    def _head(self, language: str, title: str, given: dict[str, Any]) -> str:
+        """Return the head of a card: its number and name, on a second line what is set in it."""
+        number = list(self.members).index(title) + 1
+        name = tr(language, f"section.{title}.label")
+        if name.startswith("section."):
+            name = tr(language, f"field.{title}.label")
+        shown = [
+            text
+            for s in self.settings
+            if s.path.partition(".")[0] in self.members[title] and s.path != "name" and not s.expert
+            if self._active(s, given) and not (s.union and len(variants(s.union.package)) < 2)
+            if (text := brief(language, s, given[s.path]))
+        ]
+        return f"{number}  {name}\n{' · '.join(shown[:BRIEFS])}"
+
+    def _changes(self, language: str, given: dict[str, Any]) -> list[Any]:
+        used = self.different(given)
+        choices = [(tr(language, f"field.{s.path}.label"), s.path) for s in used]
+        label = tr(language, "ui.form.changed", n=len(used))
+        value = [s.path for s in used]
+        info = tr(language, "ui.form.changed_help")
+        return [
+            gr.update(choices=choices, value=value, label=label, info=info, visible=bool(used)),
+            gr.update(visible=bool(used)),
+        ]
+
+    def _general(self, language: str, placed: dict[str, Problem], unfold: bool) -> Any:
+        """Return the note above the buttons: problems of no single field, and after Start how many there are."""
+        lines = [said(language, problem) for path, problem in placed.items() if not path]
+        if unfold and any(placed):
+            names = [tr(language, f"field.{path}.label") for path in placed if path]
+            lines.append(tr(language, "ui.form.mend", n=len(names), names=", ".join(names)))
+        text = "".join(f"<p>{escape(line)}</p>" for line in lines)
+        return gr.update(value=f'<div class="tb-error" role="alert">{text}</div>' if lines else "", visible=bool(lines))
+
+    # handlers
+
+    def _touched(self, language: str, before: list[str], *values: Any) -> list[Any]:
+        return self.updates(language, values, problems=self.problems(values), before=before)
+
+    def _translated(self, language: str, before: list[str], *values: Any) -> list[Any]:
+        problems = self.problems(values) if before else ()
+        return self.updates(language, values, problems=problems, retell=True)
+
+    def _reset(self, language: str) -> list[Any]:
+        return self.updates(language, self.defaults(), fill=True)
+
+    def _kept(self, language: str, kept: list[str], *values: Any) -> list[Any]:
+        """Set what was taken off the list of changes back to its default."""
+        given = self._read(values)
+        mine = [given[s.path] if s.path in kept or not self._active(s, given) else s.default for s in self.settings]
+        return self.updates(language, mine, fill=True)
+
+    def _offer(self, setting: Setting) -> Any:
+        def offer(value: Any, folder: str | None = None) -> Any:
+            found = offers(setting.pick, self.page.workspace, self.page.allowed, str(folder or ""))
+            chosen = value if isinstance(value, list) else []
+            return gr.update(choices=list(dict.fromkeys([*found, *map(str, chosen)])))
+
+        return offer
+
+    # helpers
+
+    def _read(self, values: Sequence[Any]) -> dict[str, Any]:
+        return {s.path: plain(s, value) for s, value in zip(self.settings, values, strict=True)}
+
+    def _active(self, setting: Setting, given: Mapping[str, Any]) -> bool:
+        return setting.variant is None or given.get(setting.variant[0], setting.variant[1]) == setting.variant[1]
+
+    def _used(self, given: Mapping[str, Any]) -> list[Setting]:
+        return [s for s in self.settings if self._active(s, given)]
+
+    def _home(self, place: str) -> str:
+        """Return the path of the field that a problem belongs to (`data.train` for data.train.0); "" for none."""
+        while place and place not in self.fields:
+            place = place.rpartition(".")[0]
+        return place
+
+    def _locate(self, setting: Setting, value: Any) -> None:
+        """Raise InputError at a field whose path leads out of the workspace or to nothing."""
+        room = self.page.workspace
+        for path in value if isinstance(value, list) else [value]:
+            if setting.pick not in ("model", "data", "folder", "tuned") or not path:
+                continue
+            if setting.pick == "model" and HUB_ID.fullmatch(path) and not (room / path).exists():
+                continue
+            found = jailed(path, room, self.page.allowed, setting.path)
+            if setting.pick in ("model", "data") and not found.exists():
+                locate(str(found), room, setting.path)
+
+
+def _within(path: str, places: tuple[str, ...]) -> bool:
+    return any(path == place or path.startswith(f"{place}.") for place in places)
+
+
+def _walk(tree: Any, path: str) -> Any:
+    for part in path.split("."):
+        tree = tree[part]
+    return tree
+
+
+def _cards(job: type[Spec], settings: Sequence[Setting]) -> dict[str, tuple[str, ...]]:
+    """Return a card for each section; a plain field joins the one before it, those at the beginning the first."""
+    tops = list(dict.fromkeys(s.path.partition(".")[0] for s in settings))
+    cards: dict[str, tuple[str, ...]] = {}
+    waiting: tuple[str, ...] = ()
+    for name in tops:
+        if any(s.path == name and not s.union for s in settings):
+            if cards:
+                last = next(reversed(cards))
+                cards[last] += (name,)
+            else:
+                waiting += (name,)
+        else:
+            cards[name], waiting = (*waiting, name), ()
+    return cards

@@ -1,0 +1,141 @@
+"""What the tabs of background jobs (Evaluate, Export) share: a form, Start and Stop, and one job that is shown.
+
+Which job is shown stands in a dropdown of all of them, the newest first; everything about it is read from its folder.
+So a reload, a second browser and a restarted board show the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from app import i18n, jobs, show
+from app.form import Form
+from app.i18n import tr
+from app.page import Page
+from core import config, runs
+from core.errors import InputError
+from core.runs import View
+
+QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+TICK_SECONDS = 1.0
+MOST = 100
+"""Earlier jobs offered at most."""
+
+
+@dataclass
+class Bench:
+    """The parts of such a tab."""
+
+    form: Form
+    start: gr.Button
+    stop: gr.Button
+    shown: gr.Dropdown
+    """The job that is shown, by the name of its run."""
+    progress: gr.HTML
+    timer: gr.Timer
+
+
+Result = Callable[[str, View | None], Sequence[Any]]
+"""(language, view of a job that has ended or None) -> one update for each component of its result."""
+
+
+def form_part(page: Page, key: str, form: Callable[[], Form]) -> tuple[Form, gr.Button, gr.Button]:
+    """Lay out the form with its buttons."""
+    with gr.Column(elem_classes=["tb-form"]):
+        built = form()
+        with gr.Row(elem_classes=["tb-actions"]):
+            start = gr.Button(variant="primary", elem_id=f"tb-{key}-start")
+            stop = gr.Button(variant="stop", visible=False, elem_id=f"tb-{key}-stop")
+    return built, page.say(start, value=f"ui.{key}.start"), page.say(stop, value=f"ui.{key}.stop")
+
+
+def shown_part(page: Page, key: str) -> tuple[gr.Dropdown, gr.HTML]:
+    """Lay out the choice of the job that is shown, and its progress."""
+    # a custom value: the list of a page may be older than that of the board, which the handler checks anyway
+    shown = gr.Dropdown([], allow_custom_value=True, visible=False, elem_id=f"tb-{key}-shown")
+    return page.say(shown, label=f"ui.{key}.shown"), gr.HTML(elem_id=f"tb-{key}-progress", min_height=0)
+
+
+def wire(page: Page, key: str, bench: Bench, result: Result, outputs: Sequence[Component]) -> None:
+    """Let the parts of a tab work together; `result` fills `outputs` when a job has ended."""
+    form, kind = bench.form, bench.form.kind
+    state = [page.language, form.wrong, *form.inputs]
+
+    def begin(language: str, before: list[str], *values: Any) -> list[Any]:
+        try:
+            folder = jobs.start(form.job(values), page.workspace)
+        except InputError as error:
+            return [*form.updates(language, values, problems=error.problems, before=before, unfold=True), gr.update()]
+        return [*form.updates(language, values, before=before), _listed(language, kind, page.workspace, folder.name)]
+
+    def look(language: str, name: Any) -> list[Any]:
+        view = _view(str(name or ""), page.workspace)
+        active = view is not None and (view.active or view.status == "new")
+        told = show.head(language, view) if view else _empty(language, key)
+        parts = [gr.update()] * len(outputs) if active else result(language, view)
+        return [told, gr.update(visible=active), gr.Timer(active=active), *parts]
+
+    bench.start.click(begin, state, [*form.outputs, bench.shown], **QUIET)
+    bench.stop.click(lambda name: _stop(str(name or ""), page.workspace), bench.shown, None, **QUIET)
+    gr.on([bench.shown.change, bench.timer.tick, page.language.change], look, [page.language, bench.shown],
+          [bench.progress, bench.stop, bench.timer, *outputs], **QUIET)  # fmt: skip
+    gr.on(None, lambda: _listed("en", kind, page.workspace, None), [], bench.shown, **QUIET)
+
+
+def follow_base(page: Page, form: Form, field: str) -> None:
+    """When somebody chooses what is tuned, choose the base that it was tuned from, too."""
+    state = [page.language, form.wrong, *form.inputs]
+
+    def choose(language: str, before: list[str], *values: Any) -> list[Any]:
+        given = dict(zip((s.path for s in form.settings), values, strict=True))
+        chosen = given[field][0] if isinstance(given[field], list) and given[field] else given[field]
+        try:
+            model = jobs.base(str(chosen), page.workspace) if chosen else {}
+        except (InputError, OSError):
+            model = {}  # an odd folder: the form says so at Start
+        given |= {f"model.{name}": value for name, value in model.items() if f"model.{name}" in given}
+        return form.updates(language, list(given.values()), before=before, fill=bool(model))
+
+    form.fields[field].input(choose, state, form.outputs, **QUIET)
+
+
+def _listed(language: str, kind: str, workspace: Path, chosen: str | None) -> Any:
+    """Return the list of all jobs of a kind with one chosen, else the newest."""
+    folders = jobs.of_kind(kind, workspace)[:MOST]
+    choices = [(_label(language, folder), folder.name) for folder in folders]
+    value = chosen or (folders[0].name if folders else None)
+    return gr.update(choices=choices, value=value, visible=bool(choices))
+
+
+def _label(language: str, folder: Path) -> str:
+    """Return the name of a job with what it is about."""
+    job = jobs.settings(folder)
+    about = [job.source] if isinstance(job, config.Export) else job.tuned if isinstance(job, config.Evaluation) else []
+    when = i18n.moment(language, (folder / "run.yaml").stat().st_mtime)
+    return " · ".join([folder.name, *filter(None, [", ".join(about)]), when])
+
+
+def _view(name: str, workspace: Path) -> View | None:
+    """Return the view of a run by its name; None where there is no such run (any more)."""
+    try:
+        return runs.look(runs.find(name, workspace))
+    except InputError:
+        return None
+
+
+def _stop(name: str, workspace: Path) -> None:
+    try:
+        runs.stop(runs.find(name, workspace))
+    except InputError:
+        return  # it was deleted just now: what should stop is gone
+
+
+def _empty(language: str, key: str) -> str:
+    return f'<p class="tb-muted">{escape(tr(language, f"ui.{key}.empty"))}</p>'

@@ -1,0 +1,59 @@
+"""What the `pick` fields offer: models, data folders, sets and tuned weights found in the workspace and bundled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from app.jobs import tuned_runs
+from core.data.describe import sets
+from core.errors import InputError
+from core.sections import DEMO_DATA, DEMO_MODEL
+from core.workspace import jailed
+
+DEPTH = 3
+MOST = 200
+"""Folders offered at most: a picker is no file manager."""
+
+
+def offers(pick: str, workspace: Path, allowed: tuple[Path, ...] = (), folder: str = DEMO_DATA) -> list[str]:
+    """Return what a field of this kind of pick offers; `folder` is the data folder whose sets are meant."""
+    if pick == "model":
+        return [DEMO_MODEL, *_with("config.json", workspace, allowed)]
+    if pick == "data":
+        return [DEMO_DATA, *_with("dataset_info.json", workspace, allowed)]
+    if pick == "set":
+        return _sets(folder, workspace, allowed)
+    if pick == "tuned":
+        return tuned_runs(workspace)[:MOST]
+    return []
+
+
+def _sets(folder: str, workspace: Path, allowed: tuple[Path, ...]) -> list[str]:
+    """Return the names of the usable sets of a data folder; none where it can't be read (the form says why at Start)."""
+    try:
+        return [found.name for found in sets(jailed(folder, workspace, allowed)) if not found.problem][:MOST]
+    except (InputError, OSError):
+        return []
+
+
+def _with(name: str, workspace: Path, allowed: tuple[Path, ...]) -> list[str]:
+    """Return the folders that hold a file of this name, as the settings write them."""
+    found = [str(folder.relative_to(workspace)) for folder in _walk(workspace, name, DEPTH)]
+    found += [str(folder) for root in allowed for folder in _walk(root, name, DEPTH)]
+    return found[:MOST]
+
+
+def _walk(root: Path, name: str, depth: int) -> Iterator[Path]:
+    """Yield the folders below root that hold a file of this name, hidden ones and runs passed over."""
+    try:
+        children = sorted(child for child in root.iterdir() if child.is_dir() and not child.name.startswith("."))
+    except OSError:
+        return
+    for child in children:
+        if child.name in ("runs", "node_modules", "__pycache__"):
+            continue
+        if (child / name).is_file():
+            yield child
+        elif depth > 1:
+            yield from _walk(child, name, depth - 1)

@@ -1,0 +1,208 @@
+"""Merge an adapter into its base, write the whole model, read it back and compare.
+
+Everything is computed in fp32, and the weights are rounded to the format of the file before the last comparison: so a
+difference is a fault, never the price of rounding, and the tolerance can be tight.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from core.config import Export
+from core.errors import InputError, Stopped
+from core.export.card import card
+from core.models.adapters import load_adapter
+from core.models.answering import context_length
+from core.models.device import DTYPES
+from core.models.inspect import inspect
+from core.models.loading import load, load_model, model_folder
+from core.sections import Hardware, Model
+from core.workspace import Context, tuned
+
+TOLERANCE = 1e-3
+"""Largest difference of logits allowed, as a share of the largest logit."""
+PROBE_ROWS, PROBE_TOKENS, PROBE_SEED = 4, 32, 0
+STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+SPARE_BYTES = 64 << 20
+"""For the tokenizer and what the file system itself takes."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is exported: an adapter and its base, or a whole model (adapter is None)."""
+
+    model: Model
+    adapter: Path | None
+    dtype: torch.dtype
+    """Number format of the file: as chosen in the settings, else that of the stored weights."""
+    bytes: int
+    """The file will have about so many."""
+
+
+def export(job: Export, context: Context) -> dict[str, Any]:
+    """Write the merged model; return {"folder", "difference", "rounding", "largest", "parameters", "bytes"}.
+
+    difference: largest |logit now - logit after reading the file back|; rounding: what the number format of the file
+    changed. Raises InputError, also when they differ (export.differs), and Stopped; the target then is as before.
+    """
+    target = _target(job, context)
+    source = _source(job, context)
+    _check_space(target, source.bytes)
+    aside = target.with_name(f".{target.name}.unfinished")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        metrics = _write_and_compare(job, source, aside, context)
+        os.replace(aside, target)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    context.events.write("saved", kind="model", path=str(target))
+    return {"folder": str(target), **metrics}
+
+
+def _write_and_compare(job: Export, source: Source, aside: Path, context: Context) -> dict[str, Any]:
+    """Do the export into an empty folder."""
+    _phase(context, "load_model", model=source.model.path)
+    exact = source.model.model_copy(update={"precision": "fp32"})
+    model, tokenizer = load(exact, context.workspace, job.hardware)
+    probe_B_T = _probe(model)
+    _phase(context, "merge")
+    model, before = _merge(model, source.adapter, probe_B_T)
+    _compare(before, logits(model, probe_B_T), "merge")
+    _round(model, source.dtype)
+    merged = logits(model, probe_B_T)
+    _phase(context, "write")
+    parameters = model.num_parameters()
+    _write(model, tokenizer, source.dtype, aside, job.shard_gb)
+    del model
+    gc.collect()  # two copies of a large model may not fit beside each other
+    _phase(context, "check")
+    difference = _compare(merged, _read_back(aside, job.hardware, probe_B_T), "write")
+    metrics = {
+        "difference": difference,
+        "rounding": (merged - before).abs().max().item(),
+        "largest": before.abs().max().item(),
+        "parameters": parameters,
+        "bytes": sum(file.stat().st_size for file in aside.glob("*.safetensors")),
+    }
+    (aside / "README.md").write_text(card(job, source.adapter, source.model.path, metrics), encoding="utf-8")
+    return metrics
+
+
+@torch.inference_mode()
+def logits(model: PreTrainedModel, ids_B_T: torch.Tensor) -> torch.Tensor:
+    """Return the logits (B, T, V) in fp32 on the CPU."""
+    return model(input_ids=ids_B_T.to(model.device), use_cache=False).logits.float().cpu()
+
+
+def _target(job: Export, context: Context) -> Path:
+    """Return the folder to write; raise InputError unless it is empty or absent and can be written to."""
+    folder = context.workspace / Path(job.folder).expanduser() if job.folder else context.folder / "model"
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError("path.not_empty", "folder", path=str(folder))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        raise InputError("path.not_writable", "folder", path=str(folder.parent)) from None
+    if not os.access(folder.parent, os.W_OK | os.X_OK):
+        raise InputError("path.not_writable", "folder", path=str(folder.parent))
+    return folder
+
+
+def _source(job: Export, context: Context) -> Source:
+    """Return what is exported. Raises InputError at source or model.path."""
+    if not job.source:
+        raise InputError("config.missing", "source")
+    folder = tuned(job.source, context.workspace, "source")
+    if (folder / "config.json").exists():
+        model, adapter = job.model.model_copy(update={"path": str(folder), "revision": ""}), None
+        facts = inspect(folder, "source")
+    else:
+        model, adapter = job.model, folder
+        facts = inspect(model_folder(model, context.workspace))
+    dtype = DTYPES.get(job.model.precision) or STORED.get(facts.dtype, torch.float32)
+    return Source(model, adapter, dtype, facts.parameters * dtype.itemsize)
+
+
+def _check_space(target: Path, needed: int) -> None:
+    free = shutil.disk_usage(target.parent).free
+    if free < needed + SPARE_BYTES:
+        raise InputError("disk.full", "folder", path=str(target.parent), free=f"{free / 1e9:.1f} GB",
+                         needed=f"{(needed + SPARE_BYTES) / 1e9:.1f} GB")  # fmt: skip
+
+
+def _phase(context: Context, phase: str, **params: Any) -> None:
+    if context.stop.is_set():
+        raise Stopped("run.stopped")
+    context.events.write("phase", phase=phase, params=params)
+
+
+def _probe(model: PreTrainedModel) -> torch.Tensor:
+    """Return token ids (B, T) from all over the vocabulary, always the same for the same model."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    length = min(PROBE_TOKENS, context_length(model))
+    return torch.randint(rows, (PROBE_ROWS, length), generator=torch.Generator().manual_seed(PROBE_SEED))
+
+
+def _merge(
+    model: PreTrainedModel, adapter: Path | None, probe_B_T: torch.Tensor
+) -> tuple[PreTrainedModel, torch.Tensor]:
+    """Return (model with the adapter in its weights, logits of the probe while the adapter was still beside them)."""
+    if adapter is None:
+        return model, logits(model, probe_B_T)
+    wrapped = load_adapter(model, adapter, "tuned", "source")
+    _untie(model)
+    before = logits(model, probe_B_T)
+    return wrapped.merge_and_unload(), before
+
+
+def _untie(model: PreTrainedModel) -> None:
+    """Give the head weights of its own where the adapter sits on one of two tied layers: merging would change both."""
+    head = model.get_output_embeddings()
+    ends = model.get_input_embeddings(), head
+    touched = [isinstance(end, BaseTunerLayer | AuxiliaryTrainingWrapper) for end in ends]
+    if not model.config.tie_word_embeddings or not any(touched):
+        return
+    model.config.tie_word_embeddings = False
+    if not isinstance(head, AuxiliaryTrainingWrapper):  # which holds a copy already
+        layer = head.get_base_layer() if isinstance(head, BaseTunerLayer) else head
+        layer.weight = torch.nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
+
+
+def _round(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Give every weight a value that the file can hold, in place and still in fp32."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype).float()
+
+
+def _write(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype, folder: Path, shard_gb: float
+) -> None:
+    """Write weights, config, generation config, tokenizer and chat template. The model is in `dtype` afterwards."""
+    model.to(dtype)
+    model.save_pretrained(folder, max_shard_size=int(shard_gb * 1e9))
+    tokenizer.save_pretrained(folder)
+
+
+def _read_back(folder: Path, hardware: Hardware, probe_B_T: torch.Tensor) -> torch.Tensor:
+    model = load_model(Model(path=str(folder), precision="fp32"), folder, hardware)
+    return logits(model, probe_B_T)
+
+
+def _compare(wanted: torch.Tensor, found: torch.Tensor, step: str) -> float:
+    """Return the largest difference; raise InputError when it is above the tolerance or not a number."""
+    difference = (wanted - found).abs().max().item()
+    limit = TOLERANCE * max(1.0, wanted.abs().max().item())
+    if not difference <= limit:
+        raise InputError("export.differs", "source", step=step, difference=f"{difference:.3g}", limit=f"{limit:.3g}")
+    return difference

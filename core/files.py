@@ -1,0 +1,47 @@
+"""Folders that are whole or absent: written aside, flushed to the disk, renamed last. Standard library only."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def aside(folder: Path) -> Iterator[Path]:
+    """Give a fresh folder beside `folder`; at the end of the block it takes its place. An error leaves nothing new."""
+    place = folder.with_name(f".{folder.name}.writing")
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    try:
+        yield place
+        flush(place)
+    except BaseException:
+        shutil.rmtree(place, ignore_errors=True)
+        raise
+    if folder.exists():
+        shutil.rmtree(folder)
+    publish(place, folder)
+
+
+def publish(place: Path, folder: Path) -> None:
+    """Rename a flushed folder and make the new name last through a crash of the machine."""
+    place.rename(folder)
+    _fsync(folder.parent)
+
+
+def flush(folder: Path) -> None:
+    """Have the disk write every file below a folder, and their names."""
+    for path in folder.rglob("*"):
+        _fsync(path)
+    _fsync(folder)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,123 @@
+"""From a conversation to an answer: prompt tokens, sampling, and a generation that can be watched and stopped."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
+from transformers.generation.streamers import BaseStreamer
+
+from core.errors import InputError
+from core.sections import Generation
+
+Message = dict[str, str]
+"""{"role": system | user | assistant, "content": text}."""
+
+
+def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, ask: bool = True) -> str:
+    """Return the conversation as the text that the model sees; ask: end where the next answer begins.
+
+    Raises InputError when the template refuses it, as some do with system messages or two turns of one role.
+    """
+    try:
+        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask)
+    except TemplateError as error:
+        raise InputError("chat.template", "messages", what=str(error)[:200]) from None
+    assert isinstance(text, str)
+    return text
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Return the tokens of rendered texts; the template has put the special tokens in already."""
+    return tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
+
+
+def context_length(model: PreTrainedModel) -> int:
+    """Return the longest input in tokens; a very large number for a model without a limit of its own."""
+    return model.config.get_text_config().to_dict().get("max_position_embeddings") or 1 << 30
+
+
+def sampling(generation: Generation, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    """Return the settings in the terms of transformers; answers end at the end token of tokenizer or model."""
+    own = model.generation_config.eos_token_id if model.generation_config else None
+    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+    chosen: dict[str, Any] = {"do_sample": False}
+    if generation.temperature > 0:
+        chosen = {"do_sample": True, "temperature": generation.temperature, "top_p": generation.top_p,
+                  "top_k": generation.top_k}  # fmt: skip
+    return GenerationConfig(
+        max_new_tokens=generation.max_new_tokens,
+        repetition_penalty=generation.repetition_penalty,
+        eos_token_id=sorted(ends),
+        pad_token_id=tokenizer.pad_token_id,
+        use_cache=True,
+        **chosen,
+    )
+
+
+def room(model: PreTrainedModel, generation: Generation) -> int:
+    """Return how many tokens a question may have so that the longest answer still fits; raise InputError when none."""
+    context = context_length(model)
+    if generation.max_new_tokens >= context:
+        raise InputError("generation.too_long", "generation.max_new_tokens", given=generation.max_new_tokens,
+                         context=context)  # fmt: skip
+    return context - generation.max_new_tokens
+
+
+def pad_left(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """Return input_ids and attention_mask (B, T), shorter rows filled up at the left."""
+    length = max(map(len, rows))
+    ids = torch.tensor([[pad] * (length - len(row)) + list(row) for row in rows], device=device)
+    mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=device)
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+class StopWhen(StoppingCriteria):
+    """Ends a generation after the token during which any of the events was set."""
+
+    def __init__(self, *events: threading.Event) -> None:
+        self.events = events
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        """input_ids (B, T) -> (B,), True for every row when it is time to stop."""
+        over = any(event.is_set() for event in self.events)
+        return torch.full((input_ids.shape[0],), over, dtype=torch.bool, device=input_ids.device)
+
+
+class TextPieces(BaseStreamer):
+    """Hands an answer on as text while it grows, never with half a character in it.
+
+    A token may be a part of a character, and its text may depend on the one before: so the last two stretches are
+    decoded together, and the new one is what comes out more.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, give: Callable[[str], None]) -> None:
+        self.tokenizer, self.give = tokenizer, give
+        self.ids: list[int] = []
+        self._context, self._told = 0, 0
+        self._prompt = True
+
+    def put(self, value: torch.Tensor) -> None:
+        """Take the prompt first, then one token at a time."""
+        if self._prompt:
+            self._prompt = False
+            return
+        self.ids += value.flatten().tolist()
+        self._tell(last=False)
+
+    def end(self) -> None:
+        self._tell(last=True)
+
+    def _tell(self, *, last: bool) -> None:
+        before = self._text(self.ids[self._context : self._told])
+        after = self._text(self.ids[self._context :])
+        if len(after) > len(before) and (last or not after.endswith("\ufffd")):
+            self.give(after[len(before) :])
+            self._context, self._told = self._told, len(self.ids)
+
+    def _text(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True)

@@ -1,0 +1,1 @@
+"""What every stage shares: transformers' Trainer set up from our settings, watched, resumed, and its results."""

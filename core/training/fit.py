@@ -1,0 +1,87 @@
+"""Train a prepared model: Trainer is built, resumed from the newest good checkpoint, watched and stopped."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+from peft import PeftModel
+from transformers import PreTrainedModel, PrinterCallback, Trainer
+
+from core.checkpoints import Store
+from core.config import Run
+from core.data.batch import Lessons, Order, Padder
+from core.errors import InputError, NotFinite, Stopped
+from core.training.arguments import arguments, total_steps
+from core.training.watch import Watch
+from core.workspace import Context
+
+
+class Ordered(Trainer):
+    """Trainer with an order of rows that a resumed run can repeat."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Order:
+        group = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        by_length = self.args.train_sampling_strategy == "group_by_length"
+        return Order(self.train_dataset.lengths_B.tolist(), group, self.args.seed, by_length=by_length)
+
+
+def fit(run: Run, context: Context, model: PreTrainedModel, lessons: Lessons, pad_id: int) -> int:
+    """Train to the last step; return its number.
+
+    Raises Stopped when asked to stop, NotFinite when the loss broke; both leave the last good checkpoint.
+    """
+    if context.stop.is_set():
+        raise Stopped("run.stopped")
+    total = total_steps(len(lessons.train), run.training)
+    store = Store(context.folder, lessons.fingerprint, run.saving.keep)
+    found = store.newest(context.events)
+    size, counts = _size(model), _count(model, lessons, total)
+    store.check_space(size, copies=1 if found else run.saving.keep + 1)
+    step = found[1] if found else 0
+    context.events.write("phase", phase="train", params=counts, total=total, resumed=step)
+
+    watch = Watch(context, run.training, store, size)
+    trainer = Ordered(
+        model=model,
+        args=arguments(run, total, evaluates=len(lessons.eval) > 0, folder=store.writing),
+        data_collator=Padder(pad_id),
+        train_dataset=lessons.train,  # type: ignore[arg-type]  # a sequence of rows is all that Trainer needs
+        eval_dataset=lessons.eval,  # type: ignore[arg-type]
+        callbacks=[watch],
+    )
+    trainer.remove_callback(PrinterCallback)  # Watch prints, one line a report
+    if found and step >= total:
+        trainer._load_from_checkpoint(str(found[0]))  # train() would go one step too far
+        return total
+    try:
+        trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
+    finally:
+        shutil.rmtree(store.writing, ignore_errors=True)
+    if watch.broken:
+        raise NotFinite("loss.not_finite", count=watch.broken, step=trainer.state.global_step)
+    if trainer.state.global_step < total:
+        raise Stopped("run.stopped", step=trainer.state.global_step, total=total)
+    return total
+
+
+def _count(model: PreTrainedModel, lessons: Lessons, total: int) -> dict[str, int]:
+    """Return the figures of a run; raise InputError when nothing learns."""
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    if not trainable:
+        raise InputError("tuner.nothing", "tuner")
+    return {
+        "rows": len(lessons.train),
+        "held_out": len(lessons.eval),
+        "tokens": len(lessons.train.ids_N),
+        "trainable": trainable,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "steps": total,
+    }
+
+
+def _size(model: PreTrainedModel) -> int:
+    """Return about how many bytes a checkpoint takes: the weights, and two numbers of Adam for each that learns."""
+    weights = [p for p in model.parameters() if p.requires_grad or not isinstance(model, PeftModel)]
+    learning = sum(p.numel() for p in weights if p.requires_grad)
+    return sum(p.numel() * p.element_size() for p in weights) + 2 * 4 * learning + (1 << 20)

@@ -1,0 +1,168 @@
+"""Exports of real tiny models: what is written answers as the adapter did; nothing half done is left."""
+
+import shutil
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from core.config import dump, resolve
+from core.errors import InputError, Stopped
+from core.export import merge
+from core.export.merge import export
+from core.models.inspect import inspect
+from tests.core.models_fixtures import ASK, context, make_adapter, make_model, told
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory):
+    room = tmp_path_factory.mktemp("room")
+    base = make_model(room / "base")
+    make_adapter(room / "runs" / "tuned" / "adapter", base)
+    settings = resolve({"name": "tuned", "data": {"train": ["pets|x"]}})
+    (room / "runs" / "tuned" / "run.yaml").write_text(dump(settings))
+    make_adapter(room / "dora", base, use_dora=True, seed=2)
+    half = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    shutil.copytree(base, room / "half")
+    half.save_pretrained(room / "half")
+    make_model(room / "whole", seed=4)
+    return room
+
+
+def job(source, **given):
+    return resolve({"model": {"path": "base"}, "source": source, "hardware": {"device": "cpu"}, **given}, job="export")
+
+
+def logits(model):
+    ids = torch.arange(60).view(2, 30)
+    with torch.inference_mode():
+        return model.eval()(ids).logits
+
+
+@pytest.mark.parametrize("source,adapter", [("tuned", "runs/tuned/adapter"), ("dora", "dora")])
+def test_merged_logits_are_those_of_the_adapter(room, source, adapter):
+    with context(room, f"export {source}") as at:
+        metrics = export(job(source), at)
+        assert [event["phase"] for event in told(at, "phase")] == ["load_model", "merge", "write", "check"]
+        assert told(at, "saved")[0]["path"] == metrics["folder"] == str(at.folder / "model")
+    wanted = logits(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(room / "base"), room / adapter))
+    merged = AutoModelForCausalLM.from_pretrained(metrics["folder"])
+    assert torch.allclose(logits(merged), wanted, atol=1e-4)
+    assert metrics["difference"] <= 1e-4 and metrics["rounding"] <= 1e-4
+    tokenizers = [AutoTokenizer.from_pretrained(folder) for folder in (room / "base", metrics["folder"])]
+    assert len({tokenizer.apply_chat_template(ASK, tokenize=False) for tokenizer in tokenizers}) == 1
+    facts = inspect(at.folder / "model")
+    assert facts.parameters == metrics["parameters"] == inspect(room / "base").parameters
+    assert merged.config.tie_word_embeddings and (at.folder / "model" / "generation_config.json").exists()
+
+
+def test_card_tells_where_it_comes_from(room):
+    with context(room, "card") as at:
+        folder = at.folder / "model"
+        export(job("tuned"), at)
+    card = (folder / "README.md").read_text()
+    for part in ("base_model: base", "pets\\|x", "| Method | lora |", "torch 2", "largest difference"):
+        assert part in card
+
+
+def test_stored_format_is_kept_and_can_be_chosen(room):
+    make_adapter(room / "half adapter", room / "half")
+    with context(room, "half") as at:
+        metrics = export(job("half adapter", model={"path": "half"}), at)
+        assert inspect(at.folder / "model").dtype == "BF16"
+        assert metrics["difference"] <= 1e-4 < metrics["rounding"]
+    with context(room, "chosen") as at:
+        export(job("tuned", model={"path": "base", "precision": "fp16"}), at)
+        assert inspect(at.folder / "model").dtype == "F16"
+
+
+def test_whole_model_is_copied_in_shards(room, tmp_path):
+    with context(room, "copied") as at:
+        metrics = export(job("whole", folder=str(tmp_path / "out" / "copy"), shard_gb=2e-5), at)
+    assert len(list((tmp_path / "out" / "copy").glob("*.safetensors"))) > 1
+    copy, whole = (AutoModelForCausalLM.from_pretrained(f) for f in (tmp_path / "out" / "copy", room / "whole"))
+    assert torch.equal(logits(copy), logits(whole)) and metrics["difference"] == 0
+
+
+def test_a_wrong_export_is_refused_and_leaves_nothing(room, tmp_path, monkeypatch):
+    write = merge._write
+
+    def spoiled(*given):
+        write(*given)
+        file = given[3] / "model.safetensors"
+        tensors = load_file(file)
+        tensors["model.norm.weight"] *= 1.1
+        save_file(tensors, file, metadata={"format": "pt"})
+
+    monkeypatch.setattr(merge, "_write", spoiled)
+    with context(room, "wrong") as at, pytest.raises(InputError) as caught:
+        export(job("tuned", folder=str(tmp_path / "out")), at)
+    assert caught.value.code == "export.differs" and list(tmp_path.iterdir()) == []
+
+
+def test_interrupted_export_leaves_nothing_and_can_be_done_again(room, tmp_path):
+    out = tmp_path / "out"
+    (tmp_path / ".out.unfinished").mkdir()
+    (tmp_path / ".out.unfinished" / "model.safetensors").write_bytes(b"half")
+    with context(room, "stopped") as at:
+        at.stop.set()
+        with pytest.raises(Stopped):
+            export(job("tuned", folder=str(out)), at)
+        assert list(tmp_path.iterdir()) == []
+        at.stop.clear()
+        out.mkdir()  # empty is as good as absent
+        export(job("tuned", folder=str(out)), at)
+    assert inspect(out) and [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def full_disk(monkeypatch, tmp_path):
+    monkeypatch.setattr(merge.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
+
+
+def taken(monkeypatch, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+
+
+def a_file(monkeypatch, tmp_path):
+    (tmp_path / "out").write_text("mine")
+
+
+def nothing(monkeypatch, tmp_path):
+    pass
+
+
+@pytest.mark.parametrize("source,prepare,code,place", [
+    ("tuned", full_disk, "disk.full", "folder"),
+    ("tuned", taken, "path.not_empty", "folder"),
+    ("tuned", a_file, "path.not_empty", "folder"),
+    ("", nothing, "config.missing", "source"),
+    ("nobody", nothing, "path.missing", "source"),
+    ("data", nothing, "adapter.no_config", "source"),
+])  # fmt: skip
+def test_refused(room, tmp_path, monkeypatch, source, prepare, code, place):
+    (room / "data").mkdir(exist_ok=True)
+    prepare(monkeypatch, tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    with context(room, "refused") as at, pytest.raises(InputError) as caught:
+        export(job(source, folder=str(tmp_path / "out")), at)
+    assert (caught.value.code, caught.value.place) == (code, place)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("settings", [
+    {"target_modules": ["q_proj", "embed_tokens"]},
+    {"target_modules": ["q_proj", "lm_head"]},
+    {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+    {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+])  # fmt: skip
+def test_adapters_of_tied_embeddings(room, tmp_path, settings):
+    adapter = make_adapter(tmp_path / "adapter", room / "base", seed=3, **settings)
+    with context(room, "tied") as at:
+        metrics = export(job(str(adapter), folder=str(tmp_path / "out")), at)
+    wanted = logits(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(room / "base"), adapter))
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert torch.allclose(logits(merged), wanted, atol=1e-4) and not merged.config.tie_word_embeddings
+    assert metrics["difference"] <= 1e-4
