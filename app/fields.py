@@ -24,10 +24,14 @@ def element_id(job: str, path: str) -> str:
     return f"f-{job}-{path.replace('.', '-')}"
 
 
-def make(setting: Setting, job: str, offers: list[str]) -> Component:
-    """Return the component of a setting with its English texts; `offers` is what a `pick` field lets one choose from."""
+def make(setting: Setting, job: str, offers: list[str], value: Any = None) -> Component:
+    """Return the component of a setting with its English texts; `offers` is what a `pick` field lets one choose from.
+
+    value: what it shows first, by default the default.
+    """
     annotation, limits = setting.info.annotation, setting.limits
-    common: dict[str, Any] = {"value": setting.default, "elem_id": element_id(job, setting.path), "interactive": True}
+    value = setting.default if value is None else value
+    common: dict[str, Any] = {"value": value, "elem_id": element_id(job, setting.path), "interactive": True}
     common |= texts("en", setting)
     if setting.union:
         kinds = list(variants(setting.union.package))
@@ -39,7 +43,7 @@ def make(setting: Setting, job: str, offers: list[str]) -> Component:
     if get_origin(annotation) is Literal:
         return gr.Dropdown(choices=list(get_args(annotation)), filterable=False, **common)
     if get_origin(annotation) is list:
-        choices = list(dict.fromkeys([*offers, *setting.default]))
+        choices = list(dict.fromkeys([*offers, *value]))
         return gr.Dropdown(
             choices, multiselect=True, allow_custom_value=True, **common, elem_classes=["tb-wide"]
         )

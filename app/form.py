@@ -31,6 +31,7 @@ class Form:
 
     only, skip: paths (`hardware`, `model.path`) that are shown alone or left out; what is left out keeps its default.
     cards: title -> names of the top-level fields in that card; by default every section is a card.
+    begin: the job that the fields show first; by default the defaults.
     """
 
     def __init__(
@@ -41,12 +42,14 @@ class Form:
         only: Iterable[str] = (),
         skip: Iterable[str] = (),
         cards: Mapping[str, tuple[str, ...]] | None = None,
+        begin: Spec | None = None,
     ) -> None:
         self.page, self.kind = page, str(job.model_fields["kind"].default)
         only, skip = tuple(only), tuple(skip)
         self.settings = tuple(
             s for s in config.known_settings(job) if (not only or _within(s.path, only)) and not _within(s.path, skip)
         )
+        self.first = dict(zip((s.path for s in self.settings), self.values(begin) if begin else self.defaults(), strict=True))
         self.fields: dict[str, Component] = {}
         self.groups: dict[tuple[str, str, bool], gr.Column] = {}
         self.cards: dict[str, gr.Accordion] = {}
@@ -74,7 +77,7 @@ class Form:
         mine = [s for s in self.settings if s.path.partition(".")[0] in self.members[title]]
         # Within a card the order of its members counts, not that of the declaration.
         mine.sort(key=lambda s: self.members[title].index(s.path.partition(".")[0]))
-        label = self._head("en", title, {s.path: s.default for s in self.settings})
+        label = self._head("en", title, self.first)
         with gr.Accordion(
             label, open=number == 1, elem_id=f"tb-card-{self.kind}-{title}", elem_classes=["tb-card"]
         ) as card:
@@ -93,8 +96,7 @@ class Form:
             elif setting.variant not in done:
                 done.add(setting.variant)
                 place, kind = setting.variant
-                default = next((s.default for s in self.settings if s.path == place), kind)
-                with gr.Column(visible=default == kind, elem_classes=["tb-variant"]) as group:
+                with gr.Column(visible=self.first.get(place, kind) == kind, elem_classes=["tb-variant"]) as group:
                     for inner in part:
                         if inner.variant == setting.variant:
                             self._field(inner)
@@ -102,7 +104,7 @@ class Form:
 
     def _field(self, setting: Setting) -> None:
         offered = offers(setting.pick, self.page.workspace, self.page.allowed)
-        self.fields[setting.path] = make(setting, self.kind, offered)
+        self.fields[setting.path] = make(setting, self.kind, offered, self.first[setting.path])
 
     def _listen(self) -> None:
         state = [self.page.language, self.wrong, *self.inputs]

@@ -14,6 +14,7 @@ from typing import Any
 
 import gradio as gr
 from gradio.components import Component
+from gradio.events import Dependency
 
 from app import i18n, jobs, show
 from app.form import Form
@@ -104,6 +105,30 @@ def follow_base(page: Page, form: Form, field: str) -> None:
         return form.updates(language, list(given.values()), before=before, fill=bool(model))
 
     form.fields[field].input(choose, state, form.outputs, **QUIET)
+
+
+def suggest(page: Page, form: Form, field: str) -> None:
+    """When the page opens, choose what was tuned last, and its base."""
+    fields = [form.fields[field], form.fields["model.path"]]
+
+    def newest() -> list[Any]:
+        names = jobs.tuned_runs(page.workspace)
+        if not names:
+            return [gr.skip()] * len(fields)
+        model = jobs.base(names[0], page.workspace)
+        chosen = names[:1] if form.defaults()[form.inputs.index(fields[0])] == [] else names[0]
+        return [gr.update(value=chosen, choices=names), gr.update(value=model["path"]) if model else gr.skip()]
+
+    retell(page, form, gr.on(None, newest, [], fields, **QUIET))
+
+
+def retell(page: Page, form: Form, event: Dependency) -> None:
+    """After an event that set values, let the heads of the cards tell them, in the language of that moment."""
+
+    def tell(language: str, before: list[str], *values: Any) -> list[Any]:
+        return form.updates(language, values, before=before)
+
+    event.then(tell, [page.language, form.wrong, *form.inputs], form.outputs, **QUIET)
 
 
 def _listed(language: str, kind: str, workspace: Path, chosen: str | None) -> Any:

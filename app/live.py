@@ -42,7 +42,6 @@ class Live:
             self.first = page.say(
                 gr.Button(variant="primary", visible=False, elem_id="tb-start-demo"), value="ui.live.start_demo"
             )
-            self.charts = gr.HTML(elem_id="tb-charts")
             with gr.Row(elem_classes=["tb-actions", "tb-run-actions"]):
                 self.stop = gr.Button(visible=False, elem_id="tb-stop")
                 self.resume = page.say(gr.Button(visible=False, elem_id="tb-resume"), value="ui.live.resume")
@@ -50,8 +49,9 @@ class Live:
                 self.evaluate = page.say(gr.Button(visible=False, elem_id="tb-next-evaluate"), value="ui.live.evaluate")
                 self.export = page.say(gr.Button(visible=False, elem_id="tb-next-export"), value="ui.live.export")
                 self.clone = page.say(gr.Button(visible=False, elem_id="tb-clone"), value="ui.live.clone")
+            self.charts = gr.HTML(elem_id="tb-charts")
             with page.say(gr.Accordion(open=True, elem_classes=["tb-log-fold"]), label="ui.live.log"):
-                self.log = gr.HTML(elem_id="tb-log", max_height=240, autoscroll=True)
+                self.log = gr.HTML(elem_id="tb-log", max_height=168)
             self.hardware = gr.HTML(elem_id="tb-machine")
         self.timer = gr.Timer(BUSY)
         self.seen = gr.State(Seen())
@@ -73,7 +73,7 @@ class Live:
         self.first.click(self._demo, None, page.run, trigger_mode="once", **TELLING)
         self.clone.click(lambda run, wish: (run, wish[1] + 1), [page.run, page.clone], page.clone, **TELLING)
         for key, button in (("chat", self.chat), ("evaluate", self.evaluate), ("export", self.export)):
-            button.click(_open(key), None, page.tabs, **QUIET)
+            button.click(open_tab(key), None, page.tabs, **QUIET)
 
     # handlers
 
@@ -142,7 +142,8 @@ class Live:
         return jobs.start(config.resolve(recipe("demo").layer), self.page.workspace).name
 
 
-def _open(key: str) -> Callable[[], Any]:
+def open_tab(key: str) -> Callable[[], Any]:
+    """Return the handler that turns to a tab."""
     return lambda: gr.update(selected=key)
 
 

@@ -8,8 +8,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from babel.dates import format_timedelta
+
 from app.chart import Curve, chart, small, thin
-from app.i18n import ABSENT, duration, message, number, size, tr
+from app.i18n import ABSENT, duration, known, message, number, size, tr
 from core.errors import Problem
 from core.runs import View
 
@@ -167,5 +169,4 @@ def when(language: str, view: View) -> str:
     """Return how long ago a run began, in words."""
     if view.state.started is None:
         return ABSENT
-    ago = max(0.0, time.time() - view.state.started)
-    return tr(language, "ui.runs.ago", time=duration(language, ago))
+    return format_timedelta(min(-1.0, view.state.started - time.time()), add_direction=True, locale=known(language))

@@ -113,11 +113,11 @@ def _wire_load(
             return [*form.updates(language, values, problems=error.problems, before=before, unfold=True), gr.update()]
         return [*form.updates(language, values, before=before), folder.name]
 
-    def found(language: str) -> list[Any]:
+    def found() -> list[Any]:
         for folder in jobs.of_kind("serving", page.workspace):
             if runs.look(folder).status in ("starting", "running"):
-                return [*form.updates(language, form.values(jobs.settings(folder)), fill=True), folder.name]
-        return [*[gr.update()] * len(form.outputs), ""]
+                return [*form.values(jobs.settings(folder)), folder.name]
+        return [*form.values(_newest(page)), ""]
 
     def look(language: str, name: str) -> list[Any]:
         view = _view(name, page)
@@ -132,7 +132,7 @@ def _wire_load(
     unload.click(lambda name: _unload(name, page), served, timer, **QUIET)
     gr.on([served.change, timer.tick, page.language.change], look, [page.language, served],
           [unload, timer, *outputs], **QUIET)  # fmt: skip
-    gr.on(None, lambda: found("en"), [], [*form.outputs, served], **QUIET)
+    jobtab.retell(page, form, gr.on(None, found, [], [*form.inputs, served], **QUIET))
     jobtab.follow_base(page, form, "tuned")
 
 
@@ -223,6 +223,13 @@ def _view(name: str, page: Page) -> View | None:
         return runs.look(runs.find(name, page.workspace))
     except InputError:
         return None
+
+
+def _newest(page: Page) -> config.Job:
+    """Return the line-up that a page begins with: what was tuned last beside its base."""
+    names = jobs.tuned_runs(page.workspace)[:1]
+    model = jobs.base(names[0], page.workspace) if names else {}
+    return config.resolve({"tuned": names, **({"model": model} if model else {})}, job="serving")
 
 
 def _unload(name: str, page: Page) -> Any:

@@ -19,7 +19,7 @@ from core.errors import InputError
 from core.runs import View
 
 KEY, ORDER = "evaluate", 20
-PAGE_ROWS = 20
+PAGE_ROWS = 10
 CARDS = {"tuned": ("tuned", "model"), "evaluated": ("evaluated",), "generation": ("generation",),
          "hardware": ("hardware",)}  # fmt: skip
 
@@ -46,6 +46,7 @@ def build(page: Page) -> None:
     jobtab.wire(page, KEY, bench, lambda language, view: _result(page, language, view),
                 [measures, wanted, pager, *table])  # fmt: skip
     jobtab.follow_base(page, form, "tuned")
+    jobtab.suggest(page, form, "tuned")
 
     def turn(steps: int):
         def to(language: str, name: Any, filter_: Any, first: int) -> list[Any]:

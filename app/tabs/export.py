@@ -19,7 +19,7 @@ from core import config
 from core.runs import View
 
 KEY, ORDER = "export", 40
-CARDS = {"source": ("source", "model"), "folder": ("folder", "shard_gb"), "hardware": ("hardware",)}
+CARDS = {"source": ("source", "model", "folder", "shard_gb"), "hardware": ("hardware",)}
 PYTHON = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -44,13 +44,17 @@ def build(page: Page) -> None:
     bench = Bench(form, start, stop, shown, progress, gr.Timer(jobtab.TICK_SECONDS, active=False))
     jobtab.wire(page, KEY, bench, _result, [facts, use, *codes])
     jobtab.follow_base(page, form, "source")
+    jobtab.suggest(page, form, "source")
 
 
 USES = {"transformers": "python", "vllm": "shell", "chat": "shell"}
 
 
 def _code(page: Page, name: str, language: Any) -> gr.Code:
-    code = gr.Code(language=language, interactive=False, buttons=["copy"], elem_id=f"tb-export-{name}")
+    code = gr.Code(
+        language=language, interactive=False, lines=1, wrap_lines=True, show_line_numbers=False, buttons=["copy"],
+        elem_id=f"tb-export-{name}",
+    )  # fmt: skip
     return page.say(code, label=f"ui.export.{name}")
 
 

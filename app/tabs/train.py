@@ -26,6 +26,8 @@ CARDS = {
     "training": ("training", "optimizer", "saving"),
     "hardware": ("hardware",),
 }
+FIRST = "demo"
+"""The recipe that the form shows first."""
 KEPT = ("name", "model.path", "data.folder", "data.train", "data.eval")
 """What a recipe leaves as it is: a recipe is a way to train, the model and the data are the reader's."""
 ONCE_SECONDS = 2.0
@@ -36,9 +38,9 @@ def build(page: Page) -> None:
     with gr.Row(elem_classes=["tb-workbench"]):
         with gr.Column(elem_classes=["tb-form"], elem_id="tb-form"):
             names = [(recipes()[name].label, name) for name in recipes()]
-            picker = gr.Dropdown(names, value="demo" if "demo" in recipes() else None, elem_id="tb-recipe", filterable=False)
+            picker = gr.Dropdown(names, value=FIRST, elem_id="tb-recipe", filterable=False)
             page.say(picker, label="ui.train.recipe", info="ui.train.recipe_help")
-            form = Form(page, config.Run, cards=CARDS)
+            form = Form(page, config.Run, cards=CARDS, begin=config.resolve(recipe(FIRST).layer))
             with gr.Row(elem_classes=["tb-actions", "tb-start-row"]):
                 start = page.say(gr.Button(variant="primary", elem_id="tb-start"), value="ui.train.start")
             SettingsText(page, form)

@@ -18,13 +18,13 @@ def batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
 
 
 @torch.inference_mode()
-def loss(model: PreTrainedModel, rows: Sequence[tuple[list[int], list[int]]], pad: int) -> float:
+def loss(model: PreTrainedModel, rows: Sequence[tuple[list[int], list[int]]]) -> float:
     """Return the summed negative log likelihood, in nats, of the answers in one batch of (prompt, answer) token rows.
 
     Rows end together (padding at the left), so that logits are computed only for the last positions; prompts must not
     be empty.
     """
-    inputs = pad_left([prompt + answer for prompt, answer in rows], pad, model.device)
+    inputs = pad_left([prompt + answer for prompt, answer in rows], 0, model.device)
     # with padding at the left a learned position would be counted from the padding on
     positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
     kept = 1 + max(len(answer) for _, answer in rows)

@@ -19,7 +19,7 @@ from core.errors import InputError, Stopped
 from core.evaluation import metrics
 from core.evaluation.likelihood import batches, loss
 from core.events import finite
-from core.models.answering import Message, StopWhen, context_length, encode, pad_left, render, room, sampling
+from core.models.answering import Message, context_length, draw, encode, render, room, sampling
 from core.models.lineup import Lineup
 from core.sections import Evaluated
 from core.workspace import Context, locate
@@ -94,13 +94,11 @@ class _Exam:
         limit = min(self.job.evaluated.cutoff, room(model, self.job.generation))
         prompts = [prompt[-limit:] for prompt in self._tokens(tokenizer)[0]]
         settings = sampling(self.job.generation, model, tokenizer)
-        halt = [StopWhen(self.context.stop)]
         torch.manual_seed(self.job.generation.seed)
         answers = [""] * len(prompts)
         for indices in self._progress("answer", name, prompts):
-            inputs = pad_left([prompts[index] for index in indices], settings.pad_token_id, model.device)
-            ids = model.generate(**inputs, generation_config=settings, stopping_criteria=halt)
-            texts = tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            ids_B_T = draw(model, [prompts[index] for index in indices], settings, self.context.stop)
+            texts = tokenizer.batch_decode(ids_B_T, skip_special_tokens=True)
             for index, text in zip(indices, texts, strict=True):
                 answers[index] = text
         for index, question in enumerate(self.questions[:SAMPLES]):
@@ -117,7 +115,7 @@ class _Exam:
             rows.append((prompt[-min(cutoff, context - len(answer)) :], answer))
         total = 0.0
         for indices in self._progress("measure", name, [prompt + answer for prompt, answer in rows]):
-            total += loss(model, [rows[index] for index in indices], tokenizer.pad_token_id)
+            total += loss(model, [rows[index] for index in indices])
         return metrics.perplexity(total, sum(len(answer) for _, answer in rows))
 
     def _progress(self, phase: str, name: str, rows: list[list[int]]) -> Iterator[list[int]]:
@@ -135,7 +133,8 @@ class _Exam:
         """Return (prompts, reference answers with their end) of all questions as tokens."""
         if id(tokenizer) not in self._encoded:
             prompts = [render(tokenizer, question.messages) for question in self.questions]
-            answers = [_ending(tokenizer, question, prompt) for question, prompt in zip(self.questions, prompts, strict=True)]
+            pairs = zip(self.questions, prompts, strict=True)
+            answers = [_ending(tokenizer, question, prompt) for question, prompt in pairs]
             self._encoded[id(tokenizer)] = encode(tokenizer, prompts), encode(tokenizer, answers)
         return self._encoded[id(tokenizer)]
 

@@ -11,7 +11,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -25,7 +25,7 @@ from core.models.adapters import load_adapter
 from core.models.answering import context_length
 from core.models.device import DTYPES
 from core.models.inspect import inspect
-from core.models.loading import load, load_model, model_folder
+from core.models.loading import embedding_rows, load, load_model, model_folder
 from core.sections import Hardware, Model
 from core.workspace import Context, tuned
 
@@ -149,9 +149,9 @@ def _phase(context: Context, phase: str, **params: Any) -> None:
 
 def _probe(model: PreTrainedModel) -> torch.Tensor:
     """Return token ids (B, T) from all over the vocabulary, always the same for the same model."""
-    rows = model.get_input_embeddings().weight.shape[0]
     length = min(PROBE_TOKENS, context_length(model))
-    return torch.randint(rows, (PROBE_ROWS, length), generator=torch.Generator().manual_seed(PROBE_SEED))
+    seeded = torch.Generator().manual_seed(PROBE_SEED)
+    return torch.randint(embedding_rows(model), (PROBE_ROWS, length), generator=seeded)
 
 
 def _merge(
@@ -171,12 +171,13 @@ def _untie(model: PreTrainedModel) -> None:
     head = model.get_output_embeddings()
     ends = model.get_input_embeddings(), head
     touched = [isinstance(end, BaseTunerLayer | AuxiliaryTrainingWrapper) for end in ends]
-    if not model.config.tie_word_embeddings or not any(touched):
+    if not model.config.tie_word_embeddings or not any(touched) or head is None:
         return
     model.config.tie_word_embeddings = False
     if not isinstance(head, AuxiliaryTrainingWrapper):  # which holds a copy already
         layer = head.get_base_layer() if isinstance(head, BaseTunerLayer) else head
-        layer.weight = torch.nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
+        weight = layer.get_parameter("weight").detach().clone()
+        layer.register_parameter("weight", torch.nn.Parameter(weight, requires_grad=False))
 
 
 def _round(model: PreTrainedModel, dtype: torch.dtype) -> None:
@@ -189,7 +190,7 @@ def _write(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype, folder: Path, shard_gb: float
 ) -> None:
     """Write weights, config, generation config, tokenizer and chat template. The model is in `dtype` afterwards."""
-    model.to(dtype)
+    cast(torch.nn.Module, model).to(dtype)
     model.save_pretrained(folder, max_shard_size=int(shard_gb * 1e9))
     tokenizer.save_pretrained(folder)
 

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jinja2 import TemplateError
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from transformers.generation.streamers import BaseStreamer
 
 from core.errors import InputError
@@ -44,7 +50,7 @@ def context_length(model: PreTrainedModel) -> int:
 def sampling(generation: Generation, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
     """Return the settings in the terms of transformers; answers end at the end token of tokenizer or model."""
     own = model.generation_config.eos_token_id if model.generation_config else None
-    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+    ends = [tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]
     chosen: dict[str, Any] = {"do_sample": False}
     if generation.temperature > 0:
         chosen = {"do_sample": True, "temperature": generation.temperature, "top_p": generation.top_p,
@@ -52,7 +58,7 @@ def sampling(generation: Generation, model: PreTrainedModel, tokenizer: PreTrain
     return GenerationConfig(
         max_new_tokens=generation.max_new_tokens,
         repetition_penalty=generation.repetition_penalty,
-        eos_token_id=sorted(ends),
+        eos_token_id=sorted({end for end in ends if isinstance(end, int)}),
         pad_token_id=tokenizer.pad_token_id,
         use_cache=True,
         **chosen,
@@ -76,16 +82,34 @@ def pad_left(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> d
     return {"input_ids": ids, "attention_mask": mask}
 
 
-class StopWhen(StoppingCriteria):
-    """Ends a generation after the token during which any of the events was set."""
+def draw(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    settings: GenerationConfig,
+    *stops: threading.Event,
+    streamer: BaseStreamer | None = None,
+) -> torch.Tensor:
+    """Return the tokens of the answers to a batch of prompts (B, T), ended ones filled up with the pad token.
 
-    def __init__(self, *events: threading.Event) -> None:
+    Setting any of `stops` ends it after the next token.
+    """
+    inputs = pad_left(prompts, settings.pad_token_id, model.device)
+    ids_B_T: torch.Tensor = cast(Any, model).generate(  # typed for a protocol that no model class fulfils
+        **inputs, generation_config=settings, streamer=streamer, stopping_criteria=StoppingCriteriaList([_Stop(stops)])
+    )
+    return ids_B_T[:, inputs["input_ids"].shape[1] :]
+
+
+class _Stop(StoppingCriteria):
+    """Ends a generation once any of the events is set."""
+
+    def __init__(self, events: Sequence[threading.Event]) -> None:
         self.events = events
 
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+    def __call__(self, input_ids: torch.LongTensor, scores: Any, **_: Any) -> torch.BoolTensor:
         """input_ids (B, T) -> (B,), True for every row when it is time to stop."""
         over = any(event.is_set() for event in self.events)
-        return torch.full((input_ids.shape[0],), over, dtype=torch.bool, device=input_ids.device)
+        return cast(torch.BoolTensor, torch.full(input_ids.shape[:1], over, device=input_ids.device))
 
 
 class TextPieces(BaseStreamer):
@@ -120,4 +144,4 @@ class TextPieces(BaseStreamer):
             self._context, self._told = self._told, len(self.ids)
 
     def _text(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=True)
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from huggingface_hub import snapshot_download
@@ -94,7 +94,7 @@ def load_model(model: Model, workspace: Path, hardware: Hardware, *, training: b
     config = _config(folder)
     dtype = torch.float32 if training and device.type == "cpu" else compute_dtype(model, device)
     try:
-        loaded, info = AutoModelForCausalLM.from_pretrained(
+        loaded, info = cast(Any, AutoModelForCausalLM).from_pretrained(
             folder,
             config=config,
             dtype=dtype,
@@ -124,9 +124,14 @@ def model_folder(model: Model, workspace: Path) -> Path:
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise InputError when the tokenizer knows tokens for which the model has no embedding."""
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = embedding_rows(model)
     if len(tokenizer) > rows:
         raise InputError("model.vocabulary", "model.path", tokens=len(tokenizer), rows=rows)
+
+
+def embedding_rows(model: PreTrainedModel) -> int:
+    """Return how many tokens the model has embeddings for."""
+    return model.get_input_embeddings().get_parameter("weight").shape[0]
 
 
 def _config(folder: Path) -> PreTrainedConfig:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from core.errors import InputError
-from core.models.answering import StopWhen, TextPieces, context_length, encode, pad_left, render, sampling
+from core.models.answering import TextPieces, context_length, draw, encode, render, sampling
 from core.models.lineup import Lineup
 from core.serving.protocol import ChatRequest
 
@@ -69,17 +69,11 @@ class Answerer:
         if halt.is_set() or self._stop.is_set():
             return Answer(len(prompt), 0, "stop")
         tokenizer = self.lineup.tokenizer(request.model)
-        pieces = TextPieces(tokenizer, give)
         with self.lineup.use(request.model) as model:
             settings = sampling(request.generation, model, tokenizer)
             settings.max_new_tokens = min(request.max_tokens, context_length(model) - len(prompt))
             torch.manual_seed(request.seed)
-            ids = model.generate(
-                **pad_left([prompt], settings.pad_token_id, model.device),
-                generation_config=settings,
-                streamer=pieces,
-                stopping_criteria=[StopWhen(halt, self._stop)],
-            )
-        tokens = ids.shape[1] - len(prompt)
-        ended = ids[0, -1].item() in settings.eos_token_id
+            ids_T = draw(model, [prompt], settings, halt, self._stop, streamer=TextPieces(tokenizer, give))[0]
+        tokens = len(ids_T)
+        ended = ids_T[-1].item() in settings.eos_token_id
         return Answer(len(prompt), tokens, "stop" if ended or tokens < settings.max_new_tokens else "length")

@@ -101,7 +101,7 @@ def test_templates_that_refuse_or_rewrite_are_told(unmarked: PreTrainedTokenizer
 
 
 def test_load_splits_by_seed_limits_rows_and_sums_files(tiny_data: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    data = Data(folder=str(tiny_data), train=["orders", "chats.jsonl"], eval_share=0.25)
+    data = Data(folder=str(tiny_data), train=["orders", "chats"], eval_share=0.25)
     once, again, other = (load(data, tiny_data, tokenizer, seed) for seed in (1, 1, 2))
     assert (len(once.train), len(once.eval), once.cut, once.dropped) == (36, 12, 0, 0)
     assert np.array_equal(once.eval.ids_N, again.eval.ids_N) and not np.array_equal(once.eval.ids_N, other.eval.ids_N)

@@ -39,7 +39,8 @@ def room(tmp_path_factory):
 
 def job(*layers, **evaluated):
     shared = {"model": {"path": "base"}, "tuned": ["tuned", "whole"], "generation": {"max_new_tokens": 8},
-              "hardware": {"device": "cpu"}, "evaluated": {"folder": "data", "set": "asked.jsonl", "batch_size": 4}}  # fmt: skip
+              "hardware": {"device": "cpu"},
+              "evaluated": {"folder": "data", "set": "asked.jsonl", "batch_size": 4}}  # fmt: skip
     return resolve(shared, {"evaluated": evaluated}, *layers, job="evaluation")
 
 
@@ -79,7 +80,7 @@ def test_perplexity_of_a_uniform_model_is_its_vocabulary(room):
     for parameter in model.parameters():
         parameter.data.zero_()
     rows = [([1, 2, 3], [4, 5]), ([6], [7, 8, 9, 10]), ([1] * 9, [2])]
-    assert metrics.perplexity(loss(model, rows, 0), 7) == pytest.approx(model.config.vocab_size, rel=1e-5)
+    assert metrics.perplexity(loss(model, rows), 7) == pytest.approx(model.config.vocab_size, rel=1e-5)
     assert metrics.perplexity(10_000, 1) == math.inf
 
 
@@ -91,7 +92,7 @@ def test_loss_of_a_batch_is_that_of_the_rows_alone(room):
         ids = torch.tensor([prompt + answer])
         logits = model(ids).logits[0, len(prompt) - 1 : -1]
         alone += torch.nn.functional.cross_entropy(logits, torch.tensor(answer), reduction="sum").item()
-    assert loss(model, rows, 0) == pytest.approx(alone, rel=1e-5)
+    assert loss(model, rows) == pytest.approx(alone, rel=1e-5)
 
 
 def test_batches_hold_every_row_once_and_little_padding():

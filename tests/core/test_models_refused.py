@@ -85,7 +85,8 @@ COLD = {
     "traversal": (lambda f: index(f, "../../secret.safetensors"), "model.shard_outside"),
     "absolute shard": (lambda f: index(f, "/etc/passwd"), "model.shard_outside"),
     "pickle shard": (lambda f: index(f, "model.bin"), "model.shard_outside"),
-    "named weights": (lambda f: edit(f / "config.json", transformers_weights="../x.safetensors"), "model.shard_outside"),
+    "named weights": (lambda f: edit(f / "config.json", transformers_weights="../x.safetensors"),
+                      "model.shard_outside"),
     "auto_map": (lambda f: edit(f / "config.json", auto_map={"AutoConfig": "evil.C"}), "model.remote_code"),
     "tokenizer auto_map": (lambda f: edit(f / "tokenizer_config.json", auto_map={"AutoTokenizer": ["e.T", None]}),
                            "model.remote_code"),
@@ -106,8 +107,8 @@ WARM = {
     "a lost tensor": (lambda f: weights(f / WEIGHTS, lambda t: t.pop("model.norm.weight")), "model.weights_missing"),
     "tokenizer is no JSON": (lambda f: (f / "tokenizer.json").write_text("garbage"), "model.bad_tokenizer"),
     "no end token": (lambda f: edit(f / "tokenizer_config.json", eos_token=None), "model.no_end_token"),
-    "small embeddings": (lambda f: edit(f / "tokenizer_config.json", additional_special_tokens=[f"<{i}>" for i in range(9)],
-                                        extra_special_tokens=[f"<{i}>" for i in range(9)]), "model.vocabulary"),
+    "small embeddings": (lambda f: edit(f / "tokenizer_config.json", extra_special_tokens=[f"<{i}>" for i in range(9)]),
+                         "model.vocabulary"),
 }  # fmt: skip
 
 
