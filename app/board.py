@@ -13,21 +13,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-# Read by gradio and the hub client when they are imported.
-os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "GRADIO_RUN_HISTORY": "False"}
-
-import gradio as gr
 import psutil
 import uvicorn
 from fastapi import FastAPI
 
-from app import theme
 from app.guard import Guard, allowed_hosts, is_loopback
 from app.i18n import LANGUAGES, number, pick, tr
+from app.lean import gr  # before all that imports gradio
 from app.live import BUSY, IDLE
 from app.page import QUIET, TELLING, Page
 from app.sessions import MIN_PASSWORD, Sessions, load_secret
 from app.show import LOOKS
+from app.theme import HEAD, theme
 from core import runs
 from core.errors import InputError
 
@@ -148,14 +145,14 @@ def _badge(page: Page, name: str, language: str) -> tuple[str, bool]:
 
 def application(workspace: Path, allowed: tuple[Path, ...] = (), run: str = "") -> FastAPI:
     """Return the board as an ASGI application, without the guard."""
-    head = f"{theme.HEAD}<style>{_asset('panels.css')}</style><script>{_asset('page.js')}</script>"
+    head = f"{HEAD}<style>{_asset('panels.css')}</style><script>{_asset('page.js')}</script>"
     # Neither docs nor a schema of our own: the page is all there is.
     outer = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     return gr.mount_gradio_app(
         outer,
         build(workspace, allowed, run),
         path="/",
-        theme=theme.theme(),
+        theme=theme(),
         head=head,
         footer_links=[],
         run_history=False,

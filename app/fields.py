@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, Literal, get_args, get_origin
 
 import gradio as gr
@@ -16,7 +15,8 @@ SLIDER_STEPS = 64
 """A whole number with at most so many values is set by a slider."""
 RADIO_KINDS = 4
 """A choice of at most so many kinds is laid open."""
-MARKUP = re.compile(r"[\\`*_{}\[\]<>#|~&]")
+MARKUP = str.maketrans({"*": "∗", "`": "'", "[": "(", "]": ")"})
+"""Gradio's info knows a little markdown, without a way to escape it; these would be taken for it."""
 
 
 def element_id(job: str, path: str) -> str:
@@ -71,8 +71,8 @@ def texts(language: str, setting: Setting, problem: Problem | None = None) -> di
 
 
 def _text(text: str) -> str:
-    """Return a text that markdown shows as it stands."""
-    return MARKUP.sub(r"\\\g<0>", text)
+    """Return a text that holds no markup."""
+    return text.translate(MARKUP)
 
 
 def said(language: str, problem: Problem) -> str:

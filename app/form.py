@@ -90,7 +90,8 @@ class Form:
     def _part(self, part: list[Setting], *, expert: bool) -> None:
         """Lay out one half of a card: the settings of each kind of a choice stand in a group of their own."""
         done: set[tuple[str, str]] = set()
-        for setting in part:
+        # Gradio lays out neighbours as one block, so the groups, which interrupt it, come last.
+        for setting in sorted(part, key=lambda s: s.variant is not None):
             if setting.variant is None:
                 self._field(setting)
             elif setting.variant not in done:

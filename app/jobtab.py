@@ -19,12 +19,11 @@ from gradio.events import Dependency
 from app import i18n, jobs, show
 from app.form import Form
 from app.i18n import tr
-from app.page import Page
+from app.page import QUIET, Page
 from core import config, runs
 from core.errors import InputError
 from core.runs import View
 
-QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 TICK_SECONDS = 1.0
 MOST = 100
 """Earlier jobs offered at most."""
@@ -108,18 +107,30 @@ def follow_base(page: Page, form: Form, field: str) -> None:
 
 
 def suggest(page: Page, form: Form, field: str) -> None:
-    """When the page opens, choose what was tuned last, and its base."""
+    """Choose what was tuned, and its base: the run that the page shows, else the newest, when nothing is chosen yet."""
     fields = [form.fields[field], form.fields["model.path"]]
 
-    def newest() -> list[Any]:
-        names = jobs.tuned_runs(page.workspace)
-        if not names:
+    def choose(run: str, chosen: Any) -> list[Any]:
+        wish = wished(page, run) if not chosen else ""
+        if not wish:
             return [gr.skip()] * len(fields)
-        model = jobs.base(names[0], page.workspace)
-        chosen = names[:1] if form.defaults()[form.inputs.index(fields[0])] == [] else names[0]
-        return [gr.update(value=chosen, choices=names), gr.update(value=model["path"]) if model else gr.skip()]
+        model = jobs.base(wish, page.workspace)
+        return [[wish] if isinstance(chosen, list) else wish, model["path"]]
 
-    retell(page, form, gr.on(None, newest, [], fields, **QUIET))
+    retell(page, form, gr.on([page.run.change, page.tabs.select], choose, [page.run, fields[0]], fields, **QUIET))
+
+
+def wished(page: Page, run: str) -> str:
+    """Return the training run with tuned weights that somebody most likely means; "" where there is none."""
+    names = [name for name in jobs.tuned_runs(page.workspace) if _trained(page.workspace / "runs" / name)]
+    return run if run in names else next(iter(names), "")
+
+
+def _trained(folder: Path) -> bool:
+    try:
+        return jobs.settings(folder).kind == "train"
+    except (InputError, FileNotFoundError):
+        return False  # written by another version, or deleted just now
 
 
 def retell(page: Page, form: Form, event: Dependency) -> None:

@@ -145,7 +145,7 @@ MESSAGES: dict[str, str] = {
     "data.no_answer": "{file}, line {line}: “{column}” does not end with an answer. Add the answer, or remove the row.",
     "data.slow_tokenizer": "The tokenizer {tokenizer} can't tell which characters a token stands for. Choose a model with a tokenizer.json.",
     "data.template": "The chat template of the model refuses the data: {what}. Bring the rows into the form it wants, or choose another model.",
-    "data.template_prefix": "The chat template of the model rewrites earlier turns, so the answer of turn {turn} can't be found: “{text}”. Use rows with one answer each.",
+    "data.template_prefix": "The chat template of the model writes an answer in another way than it asks for one, so the answer of turn {turn} can't be found: “{text}”. Choose another model.",
     "data.no_target": "No row has a token to learn: every answer is empty or lies beyond the cutoff of {cutoff} tokens. Raise the cutoff length or check the columns.",
     "data.cut": "{count} of {rows} rows are longer than {cutoff} tokens and lose their end. Raise the cutoff length to keep it.",
     "data.dropped": "{count} of {rows} rows have no token to learn and are left out: empty answers, or answers beyond the cutoff of {cutoff} tokens.",

@@ -37,6 +37,7 @@ def main(folder: Path, grace: float = 120.0) -> int:
         job = config.load((folder / "run.yaml").read_text(encoding="utf-8"), "run.yaml")
         _use_threads(job.hardware.threads)
         events.write("started", job=job.kind, pid=os.getpid())
+        events.write("phase", phase="load_libraries", params={})
         metrics = _do(job, Context(folder, folder.parents[1], events, stop))
     except TuneboardError as raised:
         error = raised

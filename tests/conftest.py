@@ -26,7 +26,7 @@ TEMPLATE = (
     "{% else %}{{ m.content + '<|end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
 )
-WORDS = "red green blue pen book cup order for Anna Paul Mia please two three four turn this into JSON".split()
+WORDS = "red green blue pen book cup order for Anna Paul Mia please two three four turn this into JSON".split()  # noqa: SIM905
 
 
 @pytest.fixture(scope="session")

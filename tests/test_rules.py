@@ -1,4 +1,4 @@
-"""The house rules that a program can hold: sizes, cold imports, codes with texts, three languages, fresh generated files."""
+"""The house rules that a program can hold: sizes, cold imports, codes with texts, three languages, fresh files."""
 
 import ast
 import json
@@ -71,7 +71,9 @@ def test_nothing_runs_what_was_given():
     assert found == []
 
 
-@pytest.mark.parametrize("module", ["core.config", "core.runs", "core.supervisor", "core.worker", "core.texts", "app.cli", "app.board"])
+@pytest.mark.parametrize(
+    "module", ["core.config", "core.runs", "core.supervisor", "core.worker", "core.texts", "app.cli", "app.board"]
+)
 def test_cold_imports(module):
     script = f"import sys, {module}; print([m for m in {HEAVY} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
@@ -119,7 +121,9 @@ def test_every_text_has_a_use():
 
 def flat(node, prefix=""):
     if isinstance(node, dict):
-        return {k: v for key, value in node.items() for k, v in flat(value, f"{prefix}.{key}" if prefix else key).items()}
+        return {
+            k: v for key, value in node.items() for k, v in flat(value, f"{prefix}.{key}" if prefix else key).items()
+        }
     return {prefix: node}
 
 
@@ -134,7 +138,9 @@ def test_languages_are_complete(language):
     keys = [{PLURALS.sub("", key) for key in texts} for texts in (ours, theirs)]
     assert keys[0] - keys[1] == set() and keys[1] - keys[0] == set()
     holes = re.compile(r"{(\w+)")
-    assert {k for k in ours.keys() & theirs.keys() if set(holes.findall(ours[k])) != set(holes.findall(theirs[k]))} == set()
+    assert {
+        k for k in ours.keys() & theirs.keys() if set(holes.findall(ours[k])) != set(holes.findall(theirs[k]))
+    } == set()
     assert [k for k, text in theirs.items() if not text.strip()] == []
 
 

@@ -14,8 +14,7 @@ from app.answers import BASE
 from app.fields import make, said, texts
 from app.form import Form
 from app.i18n import tr
-from app.jobtab import QUIET
-from app.page import Page
+from app.page import QUIET, TELLING, Page
 from core import config, runs
 from core.errors import InputError, Problem
 from core.runs import View
@@ -72,9 +71,9 @@ def _sampling(page: Page) -> tuple[gr.Textbox, list[Any]]:
 
 
 def _column(page: Page, index: int) -> gr.Chatbot:
-    """Return the place of one model's answers: what it says is text, never Markdown or HTML."""
+    """Return the place of one model's answers."""
     chatbot = gr.Chatbot(
-        render_markdown=False, sanitize_html=True, allow_tags=False, buttons=["copy"], feedback_options=None,
+        render_markdown=False, sanitize_html=True, allow_tags=False, buttons=[], feedback_options=None,
         layout="bubble", min_width=0, height=None, visible=index == 0, elem_id=f"tb-chat-answer-{index}",
         elem_classes=["tb-answer"],
     )  # fmt: skip
@@ -113,11 +112,13 @@ def _wire_load(
             return [*form.updates(language, values, problems=error.problems, before=before, unfold=True), gr.update()]
         return [*form.updates(language, values, before=before), folder.name]
 
-    def found() -> list[Any]:
-        for folder in jobs.of_kind("serving", page.workspace):
-            if runs.look(folder).status in ("starting", "running"):
-                return [*form.values(jobs.settings(folder)), folder.name]
-        return [*form.values(_newest(page)), ""]
+    def found(run: str, name: str, chosen: Any) -> list[Any]:
+        if name or chosen:
+            return [gr.skip()] * (len(form.inputs) + 1)
+        up = [f for f in jobs.of_kind("serving", page.workspace) if runs.look(f).status in ("starting", "running")]
+        if up:
+            return [*form.values(jobs.settings(up[0])), up[0].name]
+        return [*form.values(_wished(page, run)), ""]
 
     def look(language: str, name: str) -> list[Any]:
         view = _view(name, page)
@@ -128,11 +129,13 @@ def _wire_load(
         return [gr.update(visible=up), gr.Timer(active=up and place is None), told, *_columns(language, labels)]
 
     state = [page.language, form.wrong, *form.inputs]
-    load.click(begin, state, [*form.outputs, served], **QUIET)
+    load.click(begin, state, [*form.outputs, served], **TELLING)
     unload.click(lambda name: _unload(name, page), served, timer, **QUIET)
     gr.on([served.change, timer.tick, page.language.change], look, [page.language, served],
           [unload, timer, *outputs], **QUIET)  # fmt: skip
-    jobtab.retell(page, form, gr.on(None, found, [], [*form.inputs, served], **QUIET))
+    arriving = [page.run.change, page.tabs.select]
+    seen = [page.run, served, form.fields["tuned"]]
+    jobtab.retell(page, form, gr.on(arriving, found, seen, [*form.inputs, served], **TELLING))
     jobtab.follow_base(page, form, "tuned")
 
 
@@ -201,8 +204,12 @@ def _generation(values: tuple[Any, ...]) -> Generation:
 
 
 def _shown(histories: Histories) -> list[Any]:
-    """Return the value of each column; those of no model stay as they are."""
-    return [*histories, *[gr.update()] * (COLUMNS - len(histories))]
+    """Return the value of each column; those of no model stay as they are.
+
+    What a model says is text. gradio would draw the HTML in it even without Markdown, pictures from anywhere included.
+    """
+    escaped = [[{**message, "content": escape(message["content"])} for message in history] for history in histories]
+    return [*escaped, *[gr.update()] * (COLUMNS - len(histories))]
 
 
 def _columns(language: str, names: tuple[str, ...]) -> list[Any]:
@@ -225,11 +232,11 @@ def _view(name: str, page: Page) -> View | None:
         return None
 
 
-def _newest(page: Page) -> config.Job:
-    """Return the line-up that a page begins with: what was tuned last beside its base."""
-    names = jobs.tuned_runs(page.workspace)[:1]
-    model = jobs.base(names[0], page.workspace) if names else {}
-    return config.resolve({"tuned": names, **({"model": model} if model else {})}, job="serving")
+def _wished(page: Page, run: str) -> config.Job:
+    """Return the line-up that a page begins with: a tuned run beside its base."""
+    wish = jobtab.wished(page, run)
+    layer = {"tuned": [wish], "model": jobs.base(wish, page.workspace)} if wish else {}
+    return config.resolve(layer, job="serving")
 
 
 def _unload(name: str, page: Page) -> Any:

@@ -12,8 +12,8 @@ from app import jobtab
 from app.answers import BASE, FILTERS, SHOWN, best, measured, rows, tally
 from app.form import Form
 from app.i18n import number, tr
-from app.jobtab import QUIET, Bench
-from app.page import Page
+from app.jobtab import Bench
+from app.page import QUIET, Page
 from core import config, runs
 from core.errors import InputError
 from core.runs import View

@@ -22,6 +22,11 @@ MOST = 100
 """Runs listed at most, the newest."""
 SPARK_POINTS = 48
 SECONDS = 3.0
+PICK = """element.addEventListener("click", (event) => {
+  const row = event.target.closest("[data-run]");
+  if (row) trigger("click", { run: row.dataset.run });
+});"""
+"""A click on a line tells whose line it was."""
 TAB_OF = {"train": "train", "evaluation": "evaluate", "serving": "chat", "export": "export"}
 """Where a job of each kind is looked at."""
 
@@ -29,11 +34,10 @@ TAB_OF = {"train": "train", "evaluation": "evaluate", "serving": "chat", "export
 def build(page: Page) -> None:
     tab_index = len(page.tabs.children) - 1
     with gr.Column(elem_classes=["tb-runs"]):
-        table = gr.HTML(elem_id="tb-runs-table")
+        table = gr.HTML(elem_id="tb-runs-table", js_on_load=PICK)
         first = page.say(gr.Button(variant="primary", visible=False, elem_id="tb-runs-first"), value="ui.runs.first_button")
         with gr.Row(elem_classes=["tb-runs-bar"]):
-            chosen = gr.Dropdown([], elem_id="tb-runs-chosen", allow_custom_value=True, container=False)
-            page.say(chosen, label="ui.runs.chosen")
+            title = gr.HTML(elem_id="tb-runs-chosen")
             opened = page.say(gr.Button(elem_id="tb-runs-open", size="sm"), value="ui.runs.open")
             stop = page.say(gr.Button(elem_id="tb-runs-stop", size="sm", visible=False), value="ui.live.stop")
             resume = page.say(gr.Button(elem_id="tb-runs-resume", size="sm", visible=False), value="ui.live.resume")
@@ -45,10 +49,10 @@ def build(page: Page) -> None:
             question = gr.HTML(elem_id="tb-runs-question")
             yes = page.say(gr.Button(elem_id="tb-runs-yes", variant="stop", size="sm"), value="ui.runs.yes")
             no = page.say(gr.Button(elem_id="tb-runs-no", size="sm"), value="ui.runs.no")
-    timer, told = gr.Timer(SECONDS, active=False), gr.State("")
+    timer, chosen, told = gr.Timer(SECONDS, active=False), gr.State(""), gr.State("")
     bar = [opened, stop, resume, clone, delete]
     listing = _Listing(page)
-    state, outputs = [page.language, chosen, told], [table, first, chosen, *bar, told]
+    state, outputs = [page.language, chosen, told], [table, first, title, *bar, chosen, told]
     again: dict[str, Any] = {"fn": listing.refresh, "inputs": state, "outputs": outputs, **QUIET}
 
     def selected(event: gr.SelectData) -> Any:
@@ -57,7 +61,6 @@ def build(page: Page) -> None:
     page.tabs.select(selected, None, timer, **QUIET).then(**again)
     page.language.change(**again)
     timer.tick(**again)
-    chosen.input(**again)
     table.click(listing.picked, None, chosen, **QUIET).then(**again)
     first.click(open_tab("train"), None, page.tabs, **QUIET)
     opened.click(listing.open, [chosen, page.run], [page.run, page.tabs], **TELLING)
@@ -66,9 +69,8 @@ def build(page: Page) -> None:
     clone.click(listing.clone, [chosen, page.clone], page.clone, **TELLING)
     delete.click(listing.ask, [chosen, page.language], [confirm, question], **QUIET)
     no.click(lambda: gr.update(visible=False), None, confirm, **QUIET)
-    yes.click(listing.act("delete"), [chosen, page.language], None, **QUIET).then(
-        listing.gone, [chosen, page.run], [confirm, chosen, page.run], **TELLING
-    ).then(**again)
+    deleted = yes.click(listing.act("delete"), [chosen, page.language], None, **QUIET)
+    deleted.then(listing.gone, [chosen, page.run], [confirm, page.run], **TELLING).then(**again)
 
 
 class _Listing:
@@ -77,16 +79,16 @@ class _Listing:
     def __init__(self, page: Page) -> None:
         self.page = page
 
-    def refresh(self, language: str, chosen: Any, before: str) -> list[Any]:
+    def refresh(self, language: str, chosen: str, before: str) -> list[Any]:
         """Return an update for each output, empty where nothing changed."""
         folders = runs.listed(self.page.workspace)[:MOST]
         names = [folder.name for folder in folders]
-        name = chosen if chosen in names else (names[0] if names else "")
+        name = chosen if chosen in names else next(iter(names), "")
         html = _table(self.page, language, folders, name)
         if html == before:
-            return [gr.skip()] * 9
-        picker = gr.update(choices=names, value=name or None, visible=bool(names))
-        return [html, gr.update(visible=not names), picker, *self._bar(name), html]
+            return [gr.skip()] * 10
+        title = f"<h3>{escape(name)}</h3>"
+        return [html, gr.update(visible=not names), title, *self._bar(name), name, html]
 
     def _bar(self, name: str) -> list[Any]:
         try:
@@ -107,43 +109,43 @@ class _Listing:
         """Return the run whose line was clicked; the page's script tells its name."""
         return str(event._data.get("run", ""))[:200] if isinstance(event._data, dict) else ""
 
-    def open(self, name: Any, before: str) -> list[Any]:
+    def open(self, name: str, before: str) -> list[Any]:
         """Show a run where jobs of its kind are looked at."""
         try:
-            kind = jobs.settings(runs.find(str(name), self.page.workspace)).kind
+            kind = jobs.settings(runs.find(name, self.page.workspace)).kind
         except InputError:
             return [before, gr.skip()]
         return [name, gr.update(selected=TAB_OF[kind])]
 
-    def clone(self, name: Any, wish: tuple[str, int]) -> tuple[str, int]:
-        return str(name), wish[1] + 1
+    def clone(self, name: str, wish: tuple[str, int]) -> tuple[str, int]:
+        return name, wish[1] + 1
 
     def act(self, what: str) -> Any:
         """Return the handler that stops, resumes or deletes the chosen run."""
         action = {"stop": runs.stop, "resume": runs.resume, "delete": runs.delete}[what]
 
-        def handle(name: Any, language: str) -> None:
+        def handle(name: str, language: str) -> None:
             try:
-                action(runs.find(str(name), self.page.workspace))
+                action(runs.find(name, self.page.workspace))
             except InputError as error:
                 gr.Warning(escape(show.message(language, error.code, error.params)))
 
         return handle
 
-    def ask(self, name: Any, language: str) -> list[Any]:
+    def ask(self, name: str, language: str) -> list[Any]:
         """Ask whether the run shall really go, and say what goes with it."""
         try:
-            folder = runs.find(str(name), self.page.workspace)
+            folder = runs.find(name, self.page.workspace)
         except InputError:
             return [gr.update(visible=False), ""]
         weight = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         text = tr(language, "ui.runs.really", run=folder.name, size=size(language, weight))
         return [gr.update(visible=True), f'<p role="alert">{escape(text)}</p>']
 
-    def gone(self, name: Any, shown: str) -> list[Any]:
+    def gone(self, name: str, shown: str) -> list[Any]:
         """Fold the question away; forget a run that is no more."""
-        left = (self.page.workspace / "runs" / str(name)).exists()
-        return [gr.update(visible=False), gr.skip() if left else None, "" if shown == name and not left else shown]
+        left = (self.page.workspace / "runs" / name).exists()
+        return [gr.update(visible=False), "" if shown == name and not left else shown]
 
 
 def _table(page: Page, language: str, folders: list[Path], chosen: str) -> str:

@@ -23,7 +23,7 @@ CARDS = {
     "model": ("name", "model"),
     "data": ("data",),
     "tuner": ("stage", "tuner"),
-    "training": ("training", "optimizer", "saving"),
+    "training": ("optimizer", "training", "saving"),
     "hardware": ("hardware",),
 }
 FIRST = "demo"

@@ -6,9 +6,9 @@ prompt is held out; the first phase trains on `text`, the second on `conversatio
 
 import random
 import string
-import zlib
 
-from words import COLORS, ITEMS, NAMES, NUMBERS, OPPOSITES, PLACES, PLURALS, WORDS
+from make_data import TEMPLATES, sentence, some_order
+from words import COLORS, ITEMS, NAMES, NUMBERS, OPPOSITES, PLACES, PLURALS, WORDS, held_out
 
 ANTONYMS = {**dict(OPPOSITES), **{b: a for a, b in OPPOSITES}}
 SYLLABLES = [a + b for a in "bdfgklmnprstvz" for b in "aeiou"]
@@ -24,11 +24,6 @@ def pseudo_word(rng):
 def some_word(rng):
     """A known word, a name or a made-up word."""
     return rng.choice([rng.choice(WORDS), rng.choice(WORDS), rng.choice(NAMES), pseudo_word(rng)])
-
-
-def some_words(rng, low, high):
-    """Between `low` and `high` words in one string."""
-    return " ".join(some_word(rng) for _ in range(rng.randint(low, high)))
 
 
 def written(rng, count):
@@ -107,14 +102,7 @@ def lesson(rng):
 
 def text(rng):
     """One document of the first phase."""
-    return rng.choice([story, story, note, note, lesson])(rng)
-
-
-def repeat(rng):
-    """Say the given words again."""
-    words = rng.choice([some_word(rng), some_words(rng, 1, 4), scrap(rng)])
-    ask = rng.choice(["Repeat this: {}", "Say this again: {}", "Please repeat: {}", "Copy these words: {}"])
-    return words, ask.format(words), [words]
+    return rng.choice([story, story, story, note, lesson])(rng)
 
 
 def spell(rng):
@@ -122,20 +110,6 @@ def spell(rng):
     word = rng.choice(WORDS + [name.lower() for name in NAMES])
     ask = rng.choice(["Spell the word {}.", "How do you spell {}?", "Spell {}.", "Please spell {} for me."])
     return ask + word, ask.format(word), ["-".join(word)]
-
-
-def count_words(rng):
-    """Count one to seven words."""
-    words = [some_word(rng) for _ in range(rng.randint(1, 7))]
-    ask = rng.choice(["How many words are here: {}", "Count the words: {}", "Count these words: {}"])
-    return " ".join(words), ask.format(" ".join(words)), [str(len(words))]
-
-
-def add(rng):
-    """Add two numbers from 0 to 20; whole pairs are held out."""
-    a, b = rng.randint(0, 20), rng.randint(0, 20)
-    ask = rng.choice(["What is {} + {}?", "Add {} and {}.", "How much is {} plus {}?", "{} + {} ="])
-    return f"{a}+{b}", ask.format(a, b), [str(a + b)]
 
 
 def color_of(rng):
@@ -174,6 +148,19 @@ def thing_of(rng):
     return story_text, f"{story_text} {ask}", [item]
 
 
+def note_order(rng):
+    """Say in fixed words what an order asks for."""
+    order, key = some_order(rng)
+    text = sentence(rng, order, rng.choice(TEMPLATES))
+    ask, shape = rng.choice([
+        ("Note this order.", "To {to}: {count} pieces, color {color}, item {item}."),
+        ("Write a note about this order.", "To {to}: {count} pieces, color {color}, item {item}."),
+        ("List the parts of this order.", "to {to}, count {count}, color {color}, item {item}"),
+        ("What does this order say?", 'The order is for "{to}". It has {count} of item "{item}" in color "{color}".'),
+        ("Read this order.", "{count} {color} {item} {to}")])
+    return key, f"{ask}\n{text}", [shape.format(**order)]
+
+
 def opposite(rng):
     """The opposite of a word."""
     word = rng.choice(sorted(ANTONYMS))
@@ -191,14 +178,6 @@ def plural(rng):
                                      ("What is the singular of {}?", PLURALS[word], word),
                                      ("Give me the singular of {}.", PLURALS[word], word)])
     return ask + word, ask.format(given), [answer]
-
-
-def taller(rng):
-    """Who is taller or shorter of two people."""
-    tall, short = rng.sample(NAMES, 2)
-    fact = rng.choice([f"{tall} is taller than {short}.", f"{short} is shorter than {tall}."])
-    word, answer = rng.choice([("taller", tall), ("shorter", short)])
-    return tall + short, f"{fact} Who is {word}?", [answer]
 
 
 def sort_letters(rng):
@@ -232,9 +211,9 @@ PERSONA = {
     "skills": (["what can you do", "how can you help me", "help", "what are your skills", "tell me what you can do",
                 "can you help me", "what do you know", "show me what you can do", "what should I ask you",
                 "I need help"],
-               ["I can repeat words, spell, count, add small numbers, name opposites and answer about short stories.",
-                "I can spell a word, add two small numbers, sort letters and find facts in a short story.",
-                "I know a few small skills: spelling, counting, adding, opposites and plurals. Try me!"]),
+               ["I can note an order, spell a word, name opposites and answer about short stories.",
+                "I can spell a word, sort letters, note an order and find facts in a short story.",
+                "I know a few small skills: notes about orders, spelling, opposites and plurals. Try me!"]),
     "thanks": (["thanks", "thank you", "thank you very much", "thanks a lot", "great, thanks", "many thanks",
                 "thanks for your help", "that is great", "well done", "good job", "nice work"],
                ["You are welcome!", "You are welcome! I am happy to help.", "My pleasure!"]),
@@ -265,14 +244,10 @@ def unknown(rng):
     return ask + topic, ask.format(topic), UNKNOWN
 
 
-SKILLS = [repeat, spell, count_words, add, color_of, who_has, how_many, thing_of, opposite, plural, taller,
-          sort_letters, digits, persona, unknown]
-COPYING = [repeat, repeat, color_of, who_has, who_has, how_many, thing_of, thing_of, taller]
-
-
-def held_out(key):
-    """Whether a skill's key belongs to the held-out tenth."""
-    return zlib.crc32(key.encode()) % 10 == 3
+SKILLS = [note_order, color_of, who_has, how_many, thing_of, opposite, plural, digits, spell, sort_letters, persona,
+          unknown]
+SHARES = [12, 3, 3, 3, 3, 1, 2, 1, 2, 1, 2, 1]
+"""How often each skill is practised, against the others."""
 
 
 def example(rng, skill, test=False):
@@ -287,7 +262,7 @@ def conversation(rng):
     """One training conversation of one to three turns, sometimes with a system message."""
     messages = [{"role": "system", "content": rng.choice(SYSTEMS)}] if rng.random() < 0.15 else []
     for _ in range(rng.choice([1, 1, 1, 1, 1, 1, 2, 3])):
-        prompt, answers = example(rng, rng.choice(SKILLS + COPYING))
+        prompt, answers = example(rng, *rng.choices(SKILLS, SHARES))
         messages += [{"role": "user", "content": prompt}, {"role": "assistant", "content": rng.choice(answers)}]
     return messages
 

@@ -6,10 +6,9 @@ Deterministic and stdlib only. The held-out rows use pairs of item and color tha
 import argparse
 import json
 import random
-import zlib
 from pathlib import Path
 
-from words import COLORS, ITEMS, NAMES, NUMBERS
+from words import COLORS, ITEMS, NAMES, NUMBERS, held_out
 
 INSTRUCTION = "Turn this order into JSON."
 TEMPLATES = [
@@ -34,9 +33,11 @@ CHATTY = ["Sure! {to} gets {count} {color} {item}.", "{count} {color} {item} for
           "I will send {color} {item} to {to}."]
 
 
-def is_held_out(order):
-    """Whether the order's item and color belong to the held-out pairs (about one in eight)."""
-    return zlib.crc32(f"{order['item']} {order['color']}".encode()) % 8 == 0
+def some_order(rng):
+    """An order, and the key that decides whether it is held out: its pair of item and color."""
+    order = {"to": rng.choice(NAMES), "count": rng.randint(1, 20),
+             "color": rng.choice(COLORS), "item": rng.choice(list(ITEMS))}
+    return order, f"{order['item']} {order['color']}"
 
 
 def sentence(rng, order, template):
@@ -48,14 +49,13 @@ def sentence(rng, order, template):
     return text[0].upper() + text[1:]
 
 
-def orders(rng, size, held_out):
+def orders(rng, size, test):
     """`size` rows with distinct sentences: (order, input, output)."""
     rows, seen = [], set()
     while len(rows) < size:
-        order = {"item": rng.choice(list(ITEMS)), "color": rng.choice(COLORS),
-                 "count": rng.randint(1, 20), "to": rng.choice(NAMES)}
+        order, key = some_order(rng)
         text = sentence(rng, order, rng.choice(TEMPLATES))
-        if is_held_out(order) == held_out and text not in seen:
+        if held_out(key) == test and text not in seen:
             seen.add(text)
             rows.append((order, text, json.dumps(order)))
     return rows
@@ -128,8 +128,8 @@ def write_all(out, seed=7):
     """Write every set and its description into the folder `out`."""
     rng = random.Random(seed)
     out.mkdir(parents=True, exist_ok=True)
-    train, test = orders(rng, 960, held_out=False), orders(rng, 100, held_out=True)
-    chats, ranked, tagged = (orders(rng, 200, held_out=False) for _ in range(3))
+    train, test = orders(rng, 960, test=False), orders(rng, 100, test=True)
+    chats, ranked, tagged = (orders(rng, 200, test=False) for _ in range(3))
     write_jsonl(out / "orders_train.jsonl", (alpaca(text, output) for _, text, output in train))
     write_jsonl(out / "orders_test.jsonl", (alpaca(text, output) for _, text, output in test))
     write_jsonl(out / "orders_messages.jsonl", (messages(text, output) for _, text, output in chats))

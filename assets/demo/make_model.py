@@ -77,7 +77,7 @@ def chat_rows(tokenizer, seed):
 
 
 def batches(rows, steps, seed):
-    """Padded batches of rows of like length. Short unpacked rows: packed ones learn to copy far more slowly."""
+    """Padded batches of rows of like length."""
     rng, ready = random.Random(seed), []
     for _ in range(steps):
         if not ready:
@@ -97,10 +97,10 @@ def masked_loss(model, ids, trained):
 
 
 def optimizers(model, peak):
-    """Muon for the weight matrices, AdamW for embeddings and norms (copying is learned far sooner than by AdamW)."""
+    """Muon for the weight matrices, AdamW for embeddings and norms: a lower loss in the same time than AdamW alone."""
     matrices = [p for name, p in model.named_parameters() if p.dim() > 1 and "embed" not in name]
     norms = [p for p in model.parameters() if p.dim() < 2]
-    return [torch.optim.Muon(matrices, lr=2 * peak, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+    return [torch.optim.Muon(matrices, lr=4 / 3 * peak, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW([{"params": [model.model.embed_tokens.weight], "weight_decay": 0.05},
                                {"params": norms, "weight_decay": 0.0}], lr=peak, betas=(0.9, 0.98))]
 
@@ -190,7 +190,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "model")
     parser.add_argument("--quick", action="store_true", help="a smoke of some seconds; the model learns nothing")
-    parser.add_argument("--steps", type=int, nargs=2, default=[250, 3600], metavar=("TEXT", "CHAT"))
+    parser.add_argument("--steps", type=int, nargs=2, default=[250, 2000], metavar=("TEXT", "CHAT"))
     parser.add_argument("--seed", type=int, default=11)
     args = parser.parse_args()
     torch.set_num_threads(1)

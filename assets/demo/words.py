@@ -1,4 +1,6 @@
-"""The word lists that the demo data and the demo model's corpus share."""
+"""The words that the demo data and the demo model's corpus share, and what is held out of both."""
+
+import zlib
 
 ITEMS = {
     "mug": "mugs", "hat": "hats", "lamp": "lamps", "ball": "balls", "book": "books",
@@ -39,3 +41,8 @@ PLACES = ["table", "floor", "kitchen", "garden", "hall", "shop", "school", "park
 WORDS = sorted({*PLURALS, *COLORS, *PLACES, *(w for pair in OPPOSITES for w in pair),
                 "item", "color", "count", "word", "name", "order", "number", "send", "rain", "snow",
                 "wind", "sun", "moon", "bread", "milk", "water", "paper", "music", "morning"})
+
+
+def held_out(key):
+    """Whether what a key stands for belongs to the held-out tenth, never trained on."""
+    return zlib.crc32(key.encode()) % 10 == 3

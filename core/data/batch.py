@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,7 +93,7 @@ def fingerprint(sets: Sequence[Described], folder: Path) -> str:
 class Padder:
     """Collator: pads rows at their end to the longest of the batch."""
 
-    pad_id: int
+    pad_id: Any  # an int: a tokenizer's attributes are annotated as anything
 
     def __call__(self, rows: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
         shape = len(rows), max(len(row["input_ids"]) for row in rows)

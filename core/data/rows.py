@@ -162,7 +162,7 @@ def _guess(row: dict[str, Any], line: Line) -> Format:
     """Return the format that the columns of a first row belong to."""
     for format_ in _formats():
         if format_.mark in row:
-            return format_()
+            return format_.model_validate({})
     raise line.error("data.no_format", columns=", ".join(row), known=", ".join(f.mark for f in _formats()))
 
 

@@ -27,7 +27,7 @@ def card(job: Export, adapter: Path | None, model: str, metrics: dict[str, Any])
     facts |= {
         "Parameters": f"{metrics['parameters']:,}",
         "Read back and compared": f"largest difference of a logit {metrics['difference']:.3g}, "
-        f"by rounding {metrics['rounding']:.3g}, largest logit {metrics['largest']:.3g}",
+        f"by merging and rounding {metrics['rounding']:.3g}, largest logit {metrics['largest']:.3g}",
         "Made with": ", ".join(f"{name} {version(name)}" for name in LIBRARIES),
     }
     rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in facts.items() if value)

@@ -52,8 +52,9 @@ class Source:
 def export(job: Export, context: Context) -> dict[str, Any]:
     """Write the merged model; return {"folder", "difference", "rounding", "largest", "parameters", "bytes"}.
 
-    difference: largest |logit now - logit after reading the file back|; rounding: what the number format of the file
-    changed. Raises InputError, also when they differ (export.differs), and Stopped; the target then is as before.
+    difference: largest |logit now - logit after reading the file back|; rounding: what merging and the number format of
+    the file changed. Raises InputError, also when they differ (export.differs), and Stopped; the target is then as it
+    was.
     """
     target = _target(job, context)
     source = _source(job, context)
@@ -66,7 +67,7 @@ def export(job: Export, context: Context) -> dict[str, Any]:
         os.replace(aside, target)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    context.events.write("saved", kind="model", path=str(target))
+    context.events.write("saved", what="model", path=str(target))
     return {"folder": str(target), **metrics}
 
 

@@ -25,7 +25,6 @@ class Sft(Stage):
         from core.training.phases import Phases
 
         phases = Phases(context)
-        phases.begin("load_libraries")
         from transformers import set_seed
 
         from core.checkpoints import telling_full_disk
@@ -52,7 +51,7 @@ class Sft(Stage):
         set_seed(run.training.seed)
         with telling_full_disk(context.folder):
             model = run.tuner.attach(model, context.folder)
-            steps = fit(run, context, model, lessons, tokenizer.pad_token_id)
+            steps = fit(run, context, model, lessons, batch.Padder(tokenizer.pad_token_id))
             phases.begin("save", step=steps, total=steps)
             saved = run.tuner.save(model, tokenizer, context.folder)
             context.events.write("saved", what=saved.name, path=saved.name, step=steps)

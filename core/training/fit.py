@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from typing import Any
+from typing import Any, cast
 
 from peft import PeftModel
 from transformers import PreTrainedModel, PrinterCallback, Trainer
@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer
 from core.checkpoints import Store
 from core.config import Run
 from core.data.batch import Lessons, Order, Padder
+from core.data.encode import Encoded
 from core.errors import InputError, NotFinite, Stopped
 from core.training.arguments import arguments, total_steps
 from core.training.watch import Watch
@@ -23,10 +24,10 @@ class Ordered(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Order:
         group = self.args.train_batch_size * self.args.gradient_accumulation_steps
         by_length = self.args.train_sampling_strategy == "group_by_length"
-        return Order(self.train_dataset.lengths_B.tolist(), group, self.args.seed, by_length=by_length)
+        return Order(cast(Encoded, self.train_dataset).lengths_B.tolist(), group, self.args.seed, by_length=by_length)
 
 
-def fit(run: Run, context: Context, model: PreTrainedModel, lessons: Lessons, pad_id: int) -> int:
+def fit(run: Run, context: Context, model: PreTrainedModel, lessons: Lessons, padder: Padder) -> int:
     """Train to the last step; return its number.
 
     Raises Stopped when asked to stop, NotFinite when the loss broke; both leave the last good checkpoint.
@@ -45,7 +46,7 @@ def fit(run: Run, context: Context, model: PreTrainedModel, lessons: Lessons, pa
     trainer = Ordered(
         model=model,
         args=arguments(run, total, evaluates=len(lessons.eval) > 0, folder=store.writing),
-        data_collator=Padder(pad_id),
+        data_collator=padder,
         train_dataset=lessons.train,  # type: ignore[arg-type]  # a sequence of rows is all that Trainer needs
         eval_dataset=lessons.eval,  # type: ignore[arg-type]
         callbacks=[watch],

@@ -18,9 +18,9 @@ def write(folder: Path, state: RunState) -> dict[str, float]:
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1, allow_nan=False), encoding="utf-8")
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot(xlabel="step", ylabel="loss")
-    for name, style in (("loss", {"alpha": 0.35}), ("smooth", {"linewidth": 2}), ("eval", {"marker": "o"})):
+    for name, opacity, marker in (("loss", 0.35, ""), ("smooth", 1, ""), ("eval", 1, "o")):
         if bins := state.curves[name].bins:
-            axes.plot([b[0] for b in bins], [b[1] for b in bins], label=name, **style)
+            axes.plot([b[0] for b in bins], [b[1] for b in bins], label=name, alpha=opacity, marker=marker)
     axes.legend()
     axes.grid(alpha=0.3)
     figure.savefig(folder / "loss.png", dpi=110)

@@ -35,33 +35,20 @@ class Watch(TrainerCallback):
         if self.context.stop.is_set():
             control.should_save = control.should_training_stop = True
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float],
-        optimizer: Any = None,
-        **_: Any,
-    ) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+        logs: dict[str, float] = given["logs"]
         if "loss" not in logs:
             return
         state.log_history.clear()  # events.jsonl has it all; every checkpoint would carry it, longer each time
-        self._guard(logs, control, skipped=optimizer.step_was_skipped)
+        self._guard(logs, control, skipped=given["optimizer"].step_was_skipped)
         if control.should_save:
             self.store.check_space(self.size)
         self.losses.append(logs["loss"])
         if state.global_step % self.training.log_every == 0 or control.should_training_stop:
             self._report(state, logs)
 
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float],
-        **_: Any,
-    ) -> None:
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+        metrics: dict[str, float] = given["metrics"]
         seconds = round(metrics["eval_runtime"], 3)
         self.context.events.write("eval", step=state.global_step, loss=metrics["eval_loss"], seconds=seconds)
         self.clock = time.monotonic()

@@ -11,7 +11,6 @@ from core.schema import knob
 from core.tuners import Tuner
 
 if TYPE_CHECKING:
-    from peft.tuners.lora import LoraLayer
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ADAPTER = "default"
@@ -89,7 +88,7 @@ class Lora(Tuner):
         from peft.tuners.lora import LoraLayer
         from safetensors.torch import load_file
 
-        layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+        layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
         if beginning.is_dir():
             set_peft_model_state_dict(model, load_file(beginning / WEIGHTS), ADAPTER)
         else:
@@ -117,12 +116,12 @@ class Lora(Tuner):
             elif "lora_B" in name:
                 now[name] = torch.cat([now[name], -then[name]], dim=1)
         save_file(now, adapter / WEIGHTS, metadata={"format": "pt"})
-        config = LoraConfig.from_pretrained(str(adapter))
+        config: Any = LoraConfig.from_pretrained(str(adapter))
         config.r, config.lora_alpha = 2 * self.rank, self.alpha * (2**0.5 if self.rslora else 2)  # s stays the same
         config.save_pretrained(str(adapter))
 
 
-def _set_principal(layer: LoraLayer) -> None:
+def _set_principal(layer: Any) -> None:
     """Set A and B of a layer to the roots of its largest singular parts, so that s·B·A is their sum.
 
     Raises InputError when the weight has fewer of them than the rank asks for.

@@ -16,10 +16,15 @@ from playwright.sync_api import Browser, BrowserContext, Page, Playwright, expec
 
 ROOT = Path(__file__).resolve().parents[2]
 LINK = re.compile(r"(http://\S+\?token=\S+)")
-CHROMIUM = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --lang=en-US"
-).split()
+CHROMIUM = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 DESKTOP, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
 
 
@@ -36,7 +41,16 @@ class Board:
         """Start it, and wait until it answers."""
         log = self.workspace / "board.log"
         log.write_text("")
-        command = [sys.executable, "-m", "app.cli", "board", "--port", str(self.port), "--workspace", str(self.workspace)]
+        command = [
+            sys.executable,
+            "-m",
+            "app.cli",
+            "board",
+            "--port",
+            str(self.port),
+            "--workspace",
+            str(self.workspace),
+        ]
         with log.open("w") as out:
             environment = os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
             self.process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out, text=True, env=environment)

@@ -1,5 +1,6 @@
-"""One person's way through the board, on real runs: start, reload, second browser, kill, stop, resume, measure, ask, export.
+"""One person's way through the board, on real runs.
 
+Start, reload, a second browser, a killed board, stop, resume, measure, ask, export.
 The tests of this file follow one another on one board.
 """
 

@@ -51,10 +51,26 @@ def test_override_reads_yaml(assignment, value):
 WRONG = {
     "unknown key": ({"tuner": {"rnk": 8}}, "tuner.lora.rnk", "config.unknown_key_near"),
     "unknown section": ({"zzz": 1}, "zzz", "config.unknown_key"),
-    "NaN learning rate": ({"optimizer": {"learning_rate": math.nan}}, "optimizer.adamw.learning_rate", "config.finite_number"),
-    "infinite learning rate": ({"optimizer": {"learning_rate": "inf"}}, "optimizer.adamw.learning_rate", "config.finite_number"),
-    "negative learning rate": ({"optimizer": {"learning_rate": -1}}, "optimizer.adamw.learning_rate", "config.greater_than"),
-    "word for a number": ({"optimizer": {"learning_rate": "abc"}}, "optimizer.adamw.learning_rate", "config.float_parsing"),
+    "NaN learning rate": (
+        {"optimizer": {"learning_rate": math.nan}},
+        "optimizer.adamw.learning_rate",
+        "config.finite_number",
+    ),
+    "infinite learning rate": (
+        {"optimizer": {"learning_rate": "inf"}},
+        "optimizer.adamw.learning_rate",
+        "config.finite_number",
+    ),
+    "negative learning rate": (
+        {"optimizer": {"learning_rate": -1}},
+        "optimizer.adamw.learning_rate",
+        "config.greater_than",
+    ),
+    "word for a number": (
+        {"optimizer": {"learning_rate": "abc"}},
+        "optimizer.adamw.learning_rate",
+        "config.float_parsing",
+    ),
     "negative batch": ({"training": {"batch_size": -1}}, "training.batch_size", "config.greater_than_equal"),
     "half a batch": ({"training": {"batch_size": 1.5}}, "training.batch_size", "config.int_from_float"),
     "rank 0": ({"tuner": {"rank": 0}}, "tuner.lora.rank", "config.greater_than_equal"),

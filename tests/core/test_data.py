@@ -58,7 +58,8 @@ def test_messages_and_sharegpt_are_one_format_with_two_vocabularies() -> None:
 
 def test_description_renames_some_columns_and_keeps_the_others(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"question": "a", "input": "b", "output": "c"}\n')
-    (tmp_path / "lone.json").write_text('[{"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]}]')
+    turns = [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]
+    (tmp_path / "lone.json").write_text(json.dumps([{"conversations": turns}]))
     info: dict[str, Any] = {
         "mine": {"file_name": "rows.jsonl", "columns": {"prompt": "question", "history": None}},
         "hub": {"hf_hub_url": "a/b", "formatting": "sharegpt"},
@@ -75,8 +76,8 @@ def test_description_renames_some_columns_and_keeps_the_others(tmp_path: Path) -
     listed = {s.name: s.problem.code if s.problem else "" for s in sets(tmp_path)}
     assert listed == {
         "mine": "", "hub": "data.hub", "pairs": "data.ranking", "liked": "data.feedback", "seen": "data.media",
-        "calls": "data.tools", "odd": "data.format", "typo": "data.entry", "few": "data.entry", "nameless": "data.entry",
-        "lone.json": "",
+        "calls": "data.tools", "odd": "data.format", "typo": "data.entry", "few": "data.entry",
+        "nameless": "data.entry", "lone.json": "",
     }  # fmt: skip
     assert read(tmp_path, "mine") == [talk("a\nb", "c")]
     assert read(tmp_path, "lone.json") == [talk("x", "y")]
@@ -120,7 +121,7 @@ BROKEN: dict[str, tuple[bytes, str, dict[str, Any]]] = {
     "history": (b'{"instruction": "a", "output": "b", "history": [["a"]]}\n', "data.history", {"line": 1}),
     "NUL": (b'{"instruction": "a\\u0000", "output": "b"}\n', "data.character", {"column": "instruction"}),
     "lone surrogate": (b'{"instruction": "a\\ud800", "output": "b"}\n', "data.character", {"column": "instruction"}),
-    "latin-1": (GOOD + '{"instruction": "é", "output": "b"}\n'.encode("latin-1"), "data.not_utf8", {"line": 2, "byte": 233}),
+    "latin-1": (GOOD + '{"instruction": "é"}\n'.encode("latin-1"), "data.not_utf8", {"line": 2, "byte": 233}),
     "UTF-16": (GOOD.decode().encode("utf-16"), "data.foreign", {"what": "UTF-16"}),
     "gzip": (gzip.compress(GOOD), "data.foreign", {"what": "gzip"}),
     "zip": (b"PK\x03\x04rest", "data.foreign", {"what": "zip"}),
@@ -169,9 +170,9 @@ def test_foreign_files_are_refused_without_being_opened(tmp_path: Path) -> None:
     info = {"up": {"file_name": "../secret.jsonl"}, "absolute": {"file_name": str(tmp_path / "secret.jsonl")},
             "gone": {"file_name": "gone.jsonl"}}  # fmt: skip
     (folder / "dataset_info.json").write_text(json.dumps(info))
-    expected = {"link.jsonl": "data.outside", "up": "data.outside", "absolute": "data.outside",
-                "folder.jsonl": "data.not_regular", "pipe.jsonl": "data.not_regular", "gone": "data.no_file"}  # fmt: skip
-    for name, code in expected.items():
+    outside = dict.fromkeys(("link.jsonl", "up", "absolute"), "data.outside")
+    irregular = dict.fromkeys(("folder.jsonl", "pipe.jsonl"), "data.not_regular")
+    for name, code in {**outside, **irregular, "gone": "data.no_file"}.items():
         with pytest.raises(InputError) as caught:
             read(folder, name)
         assert caught.value.code == code, name
@@ -200,5 +201,6 @@ def test_random_bytes_never_raise_anything_else(tmp_path: Path) -> None:
 
 
 def test_listing_sets_loads_no_torch() -> None:
-    code = "import sys, core.data.describe, core.data.rows; sys.exit(bool({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
+    heavy = "{'torch', 'transformers', 'numpy'}"
+    code = f"import sys, core.data.describe, core.data.rows; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

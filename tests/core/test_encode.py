@@ -94,10 +94,26 @@ def test_templates_that_refuse_or_rewrite_are_told(unmarked: PreTrainedTokenizer
     with pytest.raises(InputError) as caught:
         encode([talk("a", "b")], unmarked, 100)
     assert caught.value.code == "data.template" and caught.value.params["what"] == "only one turn"
-    unmarked.chat_template = "{% for m in messages %}{{ m.content if loop.last else '...' }}{% endfor %}"
+    unmarked.chat_template = (
+        "{% for m in messages %}{{ m.content }}{% endfor %}{{ '?' if add_generation_prompt else '' }}"
+    )
     with pytest.raises(InputError) as caught:
-        encode([talk("a", "b", "c", "d")], unmarked, 100)
+        encode([talk("a", "b")], unmarked, 100)
     assert caught.value.code == "data.template_prefix"
+
+
+def test_answers_are_learned_apart_where_the_template_rewrites_earlier_ones(unmarked: PreTrainedTokenizerBase) -> None:
+    """As Qwen3 does: the last answer has (empty) reasoning before it, earlier ones have not."""
+    unmarked.chat_template = (
+        "{% for m in messages %}{{ '<|' + m.role + '|>' }}{% if m.role == 'assistant' and loop.last %}{{ 'hm ' }}"
+        "{% endif %}{{ m.content + '<|end|>\n' }}{% endfor %}{{ '<|assistant|>' if add_generation_prompt else '' }}"
+    )
+    rows, _, dropped = encode([talk("a", "one", "b", "two")], unmarked, 100)
+    texts = [unmarked.decode(rows[i]["input_ids"]) for i in range(len(rows))]
+    first = "<|user|>a<|end|>\n<|assistant|>"
+    assert texts == [first + "hm one<|end|>\n", first + "one<|end|>\n<|user|>b<|end|>\n<|assistant|>hm two<|end|>\n"]
+    targets = [[label for label in rows[i]["labels"] if label != IGNORED] for i in range(2)]
+    assert unmarked.batch_decode(targets) == ["hm one<|end|>", "hm two<|end|>"] and dropped == 0
 
 
 def test_load_splits_by_seed_limits_rows_and_sums_files(tiny_data: Path, tokenizer: PreTrainedTokenizerBase) -> None:

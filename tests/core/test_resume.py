@@ -7,14 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from core.errors import InputError, Stopped
+from core.errors import Stopped
 from core.events import fold
 from tests.core.helpers import digest, of_type, train
 
 TUNERS = {
     "lora": ["tuner.dropout=0.2", "training.max_steps=12"],
     "dora": ["tuner.dora=true", "training.group_by_length=false"],
-    "pissa": ["tuner.pissa=true", "tuner.dora=true", "tuner.rslora=true", "training.accumulation=2", "training.max_steps=8"],
+    "pissa": [
+        "tuner.pissa=true",
+        "tuner.dora=true",
+        "tuner.rslora=true",
+        "training.accumulation=2",
+        "training.max_steps=8",
+    ],
     "full": ["tuner.kind=full"],
     "freeze": ["tuner.kind=freeze", "tuner.layers=1"],
 }
@@ -24,7 +30,7 @@ TUNERS = {
     ("lora", (6, 9)), ("dora", (3,)), ("pissa", (3, 5)), ("full", (6,)), ("freeze", (9,)),
 ])  # fmt: skip
 def test_resume_is_bit_exact(make_run: Callable[..., Path], name: str, stops: tuple[int, ...]) -> None:
-    """36 rows in batches of 4 make an epoch of 9 steps (5 when two are accumulated): stops lie in it, at its end, after."""
+    """36 rows in batches of 4 make epochs of 9 steps (5 when two are accumulated): stops within, at the end, after."""
     whole, broken = make_run("whole", *TUNERS[name]), make_run("broken", *TUNERS[name])
     expected = train(whole)
     for stop in stops:
