@@ -26,7 +26,7 @@ def measured(folder: Path) -> dict[str, dict[str, float | None]]:
 
 def best(metrics: dict[str, dict[str, float | None]], metric: str) -> set[str]:
     """Return the subjects whose value of a metric is the best; none where all are the same or only one is there."""
-    values = {name: row[metric] for name, row in metrics.items() if row.get(metric) is not None}
+    values = {name: value for name, row in metrics.items() if (value := row.get(metric)) is not None}
     if len(set(values.values())) < 2:
         return set()
     top = (max if METRICS[metric] else min)(values.values())
@@ -40,7 +40,7 @@ def rows(folder: Path, wanted: str = "all", first: int = 0, count: int = 20) -> 
 
 def tally(folder: Path) -> dict[str, int]:
     """Return how many rows each filter lets through."""
-    counts = dict.fromkeys(FILTERS, 0)
+    counts: dict[str, int] = dict.fromkeys(FILTERS, 0)
     for row in _rows(folder):
         for wanted in FILTERS:
             counts[wanted] += fits(row, wanted)

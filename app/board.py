@@ -57,17 +57,23 @@ def build(workspace: Path, allowed: tuple[Path, ...] = (), run: str = "") -> gr.
             badge = gr.HTML(elem_id="tb-badge")
             picker = gr.Dropdown([], elem_id="tb-run-picker", container=False, allow_custom_value=True)
             tongue = gr.Dropdown(
-                [(NAMES[code], code) for code in LANGUAGES], value="en", elem_id="tb-language", container=False, filterable=False
+                [(NAMES[code], code) for code in LANGUAGES],
+                value="en",
+                elem_id="tb-language",
+                container=False,
+                filterable=False,
             )
-            look = gr.Button("◐", elem_id="tb-theme", elem_classes=["tb-theme"], size="sm")
+            gr.Button("◐", elem_id="tb-theme", elem_classes=["tb-theme"], size="sm")
         with gr.Tabs(elem_id="tb-tabs", selected="train") as all_tabs:
             page = Page(workspace, language, shown, all_tabs, clone, allowed)
             for module in tabs():
-                with page.say(gr.Tab(id=module.KEY, elem_id=f"tb-tab-{module.KEY}"), label=f"ui.board.tab.{module.KEY}"):
+                with page.say(
+                    gr.Tab(id=module.KEY, elem_id=f"tb-tab-{module.KEY}"), label=f"ui.board.tab.{module.KEY}"
+                ):
                     module.build(page)
         page.say(picker, label="ui.board.run")
         page.say(tongue, label="ui.board.language")
-        _wire(blocks, page, chosen, badge, picker, tongue, look, run)
+        _wire(blocks, page, chosen, badge, picker, tongue, run)
     return blocks.queue(default_concurrency_limit=8, max_size=64)
 
 
@@ -78,7 +84,6 @@ def _wire(
     badge: gr.HTML,
     picker: gr.Dropdown,
     tongue: gr.Dropdown,
-    look: gr.Button,
     run: str,
 ) -> None:
     """Connect the header: language, shown run, badge."""
@@ -95,9 +100,12 @@ def _wire(
     def choices(name: str, lang: str) -> Any:
         return gr.update(choices=_choices(page, lang), value=name or None)
 
-    def beat(name: str, lang: str, before: str) -> list[Any]:
-        told, busy = _badge(page, name, lang)
-        return [told if told != before else gr.skip(), told, gr.Timer(BUSY * 2 if busy else IDLE)]
+    def beat(name: str, lang: str, before: tuple[str, str, str]) -> list[Any]:
+        told, status = _badge(page, name, lang)
+        same = (status, lang) == before[1:]
+        pace = gr.skip() if same else gr.Timer(BUSY * 2 if status in runs.ACTIVE else IDLE)
+        badge_update = gr.skip() if told == before[0] else told
+        return [badge_update, gr.skip() if same else choices(name, lang), (told, status, lang), pace]
 
     blocks.load(arrive, chosen, [page.run, page.language, tongue, *translated], **TELLING)
     tongue.input(switch, tongue, [page.language, chosen, *translated], **TELLING)
@@ -106,10 +114,9 @@ def _wire(
     picker.change(None, picker, None, js=TO_URL)
     picker.focus(choices, [page.run, page.language], picker, **QUIET)
     page.run.change(choices, [page.run, page.language], picker, **QUIET)
-    before, timer = gr.State(""), gr.Timer(BUSY * 2)
+    before, timer = gr.State(("", "", "")), gr.Timer(BUSY * 2)
     for event in (timer.tick, page.run.change, page.language.change):
-        event(beat, [page.run, page.language, before], [badge, before, timer], **QUIET)
-    look.click(None, None, None, js="() => {}")
+        event(beat, [page.run, page.language, before], [badge, picker, before, timer], **QUIET)
 
 
 def _first_run(page: Page, asked: str) -> str:
@@ -129,18 +136,18 @@ def _choices(page: Page, language: str) -> list[tuple[str, str]]:
     return found
 
 
-def _badge(page: Page, name: str, language: str) -> tuple[str, bool]:
-    """Return (the dot and the percentage of the shown run, whether it is active)."""
+def _badge(page: Page, name: str, language: str) -> tuple[str, str]:
+    """Return (the dot and the percentage of the shown run, its status)."""
     try:
         folder = runs.find(name, page.workspace)
     except InputError:
-        return "", False
+        return "", ""
     with page.watch.view(folder) as view:
         share, status = "", tr(language, f"ui.status.{view.status}")
         if view.active and view.state.total:
             share = f"{number(language, int(100 * view.state.step / view.state.total))} %"
         chip = f"tb-chip tb-dot tb-chip-{LOOKS.get(view.status, 'new')}"
-        return f'<span class="{chip}" title="{escape(status)}">{share or escape(status)}</span>', view.active
+        return f'<span class="{chip}" title="{escape(status)}">{share or escape(status)}</span>', view.status
 
 
 def application(workspace: Path, allowed: tuple[Path, ...] = (), run: str = "") -> FastAPI:
@@ -178,9 +185,9 @@ def serve(
     """Serve the board until it is interrupted. Raises InputError where address or password won't do."""
     password = os.environ.get("TUNEBOARD_PASSWORD") or None
     if password is None and not is_loopback(host):
-        raise InputError("board.password", host=host)
+        raise InputError("cli.board_password", host=host)
     if password is not None and len(password) < MIN_PASSWORD:
-        raise InputError("board.password_short", length=MIN_PASSWORD)
+        raise InputError("cli.board_password_short", length=MIN_PASSWORD)
     listener = _listen(host, port)
     port = listener.getsockname()[1]
     name = f"[{host}]" if ":" in host else host
@@ -188,9 +195,19 @@ def serve(
     state = workspace / ".tuneboard"
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     sessions = Sessions(load_secret(state / "secret"), address, _again, password)
-    guarded = Guard(application(workspace, allowed, run), hosts=allowed_hosts(port, _names(host, hosts)), sessions=sessions)
+    guarded = Guard(
+        application(workspace, allowed, run), hosts=allowed_hosts(port, _names(host, hosts)), sessions=sessions
+    )
     _welcome(sessions, workspace)
-    config = uvicorn.Config(guarded, log_level="warning", access_log=False, proxy_headers=False, server_header=False)
+    # Open pages hold streams that never end by themselves: they must not keep the board from ending.
+    config = uvicorn.Config(
+        guarded,
+        log_level="warning",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=2,
+    )
     uvicorn.Server(config).run(sockets=[listener])
 
 
@@ -208,20 +225,20 @@ def _listen(host: str, port: int) -> socket.socket:
             listener.bind((host, candidate))
         except PermissionError:
             listener.close()
-            raise InputError("board.port_denied", port=candidate) from None
+            raise InputError("cli.port_denied", port=candidate) from None
         except OSError:
             listener.close()
             continue
         listener.listen(128)
         return listener
-    raise InputError("board.port_taken", port=port, holder=_holder(port))
+    raise InputError("cli.port_taken", port=port, holder=_holder(port))
 
 
 def _holder(port: int) -> str:
     """Return who listens at a port, as far as this user may know it."""
     try:
         for connection in psutil.net_connections("tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+            if connection.status == psutil.CONN_LISTEN and tuple(connection.laddr)[1:] == (port,) and connection.pid:
                 return f"{psutil.Process(connection.pid).name()}, pid {connection.pid}"
     except psutil.Error:
         pass

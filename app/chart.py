@@ -1,6 +1,6 @@
 """Curves as inline SVG: one drawing for any width, colours from the style sheet, numbers in the reader's language.
 
-The plot is stretched to the width of the page (lines keep their width by vector-effect); the numbers at its axes are HTML,
+The plot is stretched to the width of the page (lines keep theirs by vector-effect); the numbers at its axes are HTML,
 so that they stay readable on a phone. The page's script reads the scales from the data attributes for the read-out.
 """
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import tomllib
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_origin
 
 import typer
 
@@ -20,7 +20,7 @@ from core.errors import InputError
 from core.recipes import recipe as named_recipe
 
 
-def option(key: str, *flags: str, **more: object) -> typer.models.OptionInfo:
+def option(key: str, *flags: str, **more: Any) -> typer.models.OptionInfo:
     """Declare an option whose help is a locale key below ui.cli.option."""
     return typer.Option(*flags, help=say(f"option.{key}"), show_default=False, **more)
 
@@ -73,7 +73,15 @@ def layers(words: list[str] | None) -> list[dict]:
     if len(files) > 1:
         raise InputError("config.assignment", text=files[1])
     found = [_read(Path(name)) for name in files]
-    return [*found, config.override(word for word in words or [] if "=" in word)]
+    return [*found, config.override(_listing(word) for word in words or [] if "=" in word)]
+
+
+def _listing(word: str) -> str:
+    """Return `tuned=a,b` as `tuned=[a,b]`: brackets are a nuisance in a shell."""
+    key, _, value = word.partition("=")
+    known = (setting for job in config.JOBS.values() for setting in config.known_settings(job))
+    lists = {setting.key for setting in known if get_origin(setting.info.annotation) is list}
+    return f"{key}=[{value}]" if key in lists and not value.lstrip().startswith("[") else word
 
 
 def _read(path: Path) -> dict:
@@ -153,6 +161,7 @@ def chat(
         job = config.resolve(below, asked, rest, job="serving")
         if as_json and not prompt:
             raise InputError("cli.prompt_needed")
+        assert isinstance(job, config.Serving)
         talk(job, room(place), prompt, generation.get("generation", {}), answer)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -96,8 +97,9 @@ def took(view: View) -> str:
 
 
 def phase(view: View) -> str:
-    """Return what a run is doing now, in words."""
-    return show.phase(language(), view) if view.status == "running" else status(view.status)
+    """Return what a run is doing now, in the few words that fit before a bar: what stands before a colon."""
+    told = show.phase(language(), view) if view.status == "running" else status(view.status)
+    return re.split("[:：]", told)[0]
 
 
 def _bar(screen: Console) -> Progress:

@@ -93,8 +93,6 @@ def answering(as_json: bool) -> Iterator[Answer]:
 
 def text(problem: Problem) -> str:
     """Return what is wrong and what to do, in the language of the terminal."""
-    if problem.code.startswith("cli."):
-        return i18n.tr(language(), f"ui.{problem.code}", **problem.params)
     return i18n.message(language(), problem.code, problem.params)
 
 

@@ -44,9 +44,7 @@ def make(setting: Setting, job: str, offers: list[str], value: Any = None) -> Co
         return gr.Dropdown(choices=list(get_args(annotation)), filterable=False, **common)
     if get_origin(annotation) is list:
         choices = list(dict.fromkeys([*offers, *value]))
-        return gr.Dropdown(
-            choices, multiselect=True, allow_custom_value=True, **common, elem_classes=["tb-wide"]
-        )
+        return gr.Dropdown(choices, multiselect=True, allow_custom_value=True, **common, elem_classes=["tb-wide"])
     if setting.pick:
         return gr.Dropdown(offers, allow_custom_value=True, **common, elem_classes=["tb-wide"])
     if annotation in (int, float):
@@ -62,7 +60,7 @@ def texts(language: str, setting: Setting, problem: Problem | None = None) -> di
     """Return label, info and (for a choice) the names of the kinds; a problem stands in front of the help."""
     info = f"{_text(tr(language, f'field.{setting.path}.help'))} `{setting.key}`"
     if problem:
-        info = f"**{_text(said(language, problem))}**\n\n{info}"
+        info = f"**{_text(said(language, problem))}**\n{info}"
     found: dict[str, Any] = {"label": tr(language, f"field.{setting.path}.label"), "info": info}
     if setting.union:
         kinds = variants(setting.union.package)

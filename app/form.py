@@ -1,4 +1,4 @@
-"""The settings of any job as a form: cards of fields built from the declarations, values there and back, errors at their field.
+"""The settings of any job as a form: cards of fields built from the declarations, with each error at its field.
 
 `Form(page, Run)` inside a layout puts the cards there. Handlers take `form.inputs` and return `form.updates(...)` for
 `form.outputs`. Nothing of a form is kept on the server: the values come from the page with each call.
@@ -13,23 +13,21 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from app.fields import brief, element_id, make, plain, said, texts
+from app.fields import brief, make, said, texts
 from app.i18n import tr
 from app.page import QUIET, Page
 from app.pickers import offers
-from core import config
-from core.errors import InputError, Problem
+from app.values import JobClass, Values
+from core.errors import Problem
 from core.schema import Setting, Spec, variants
-from core.workspace import HUB_ID, jailed, locate
 
 BRIEFS = 3
 """Values that the head of a card tells."""
 
 
-class Form:
+class Form(Values):
     """The fields of one job class, laid out in numbered cards that open in place.
 
-    only, skip: paths (`hardware`, `model.path`) that are shown alone or left out; what is left out keeps its default.
     cards: title -> names of the top-level fields in that card; by default every section is a card.
     begin: the job that the fields show first; by default the defaults.
     """
@@ -37,19 +35,17 @@ class Form:
     def __init__(
         self,
         page: Page,
-        job: type[config.Run] | type[config.Evaluation] | type[config.Serving] | type[config.Export],
+        job: JobClass,
         *,
         only: Iterable[str] = (),
         skip: Iterable[str] = (),
         cards: Mapping[str, tuple[str, ...]] | None = None,
         begin: Spec | None = None,
     ) -> None:
-        self.page, self.kind = page, str(job.model_fields["kind"].default)
-        only, skip = tuple(only), tuple(skip)
-        self.settings = tuple(
-            s for s in config.known_settings(job) if (not only or _within(s.path, only)) and not _within(s.path, skip)
-        )
-        self.first = dict(zip((s.path for s in self.settings), self.values(begin) if begin else self.defaults(), strict=True))
+        super().__init__(job, page.workspace, page.allowed, only, skip)
+        self.page = page
+        begun = self.values(begin) if begin else self.defaults()
+        self.first = {s.path: value for s, value in zip(self.settings, begun, strict=True)}
         self.fields: dict[str, Component] = {}
         self.groups: dict[tuple[str, str, bool], gr.Column] = {}
         self.cards: dict[str, gr.Accordion] = {}
@@ -109,7 +105,8 @@ class Form:
 
     def _listen(self) -> None:
         state = [self.page.language, self.wrong, *self.inputs]
-        touched = [field.input for field in self.inputs]  # not change: filling the form would call 45 times
+        # Not change: filling the form would call 45 times. (Gradio's base class does not declare the events.)
+        touched = [field.input for field in self.inputs]  # type: ignore[attr-defined]
         gr.on(touched, self._touched, state, self.outputs, trigger_mode="always_last", **QUIET)
         self.page.language.change(self._translated, state, self.outputs, **QUIET)
         self.reset.click(self._reset, self.page.language, self.outputs, **QUIET)
@@ -118,63 +115,8 @@ class Form:
             if setting.pick:
                 folder = self.fields.get(f"{setting.path.rpartition('.')[0]}.folder") if setting.pick == "set" else None
                 field = self.fields[setting.path]
-                field.focus(self._offer(setting), [field, *([folder] if folder else [])], field, **QUIET)
-
-    # values
-
-    def layer(self, values: Sequence[Any]) -> dict[str, Any]:
-        """Return the values of the fields as nested settings; kinds that are not chosen and empty numbers fall away."""
-        given = self._read(values)
-        flat = {
-            f"{s.key}.kind" if s.union else s.key: given[s.path]
-            for s in self.settings
-            if self._active(s, given) and given[s.path] is not None
-        }
-        return {"kind": self.kind, **config.nest(flat)}
-
-    def job(self, values: Sequence[Any]) -> config.Job:
-        """Return the checked job; raise InputError with every problem, each at the path of its field."""
-        given = self._read(values)
-        found = [Problem("config.missing", s.path) for s in self._used(given) if given[s.path] is None]
-        try:
-            job = config.resolve(self.layer(values))
-        except InputError as error:
-            raise InputError("", problems=(*found, *error.problems)) from None
-        for setting in self._used(given):
-            try:
-                self._locate(setting, given[setting.path])
-            except InputError as error:
-                found += error.problems
-        if found:
-            raise InputError("", problems=tuple(found))
-        return job
-
-    def problems(self, values: Sequence[Any]) -> tuple[Problem, ...]:
-        """Return what is wrong with the values, fields that are still empty apart: someone is typing."""
-        try:
-            self.job(values)
-        except InputError as error:
-            return tuple(p for p in error.problems if p.code != "config.missing")
-        return ()
-
-    def values(self, job: Spec) -> list[Any]:
-        """Return the value of each field for a job; the kinds that it did not choose show their defaults."""
-        dumped = job.model_dump()
-        found = []
-        for s in self.settings:
-            if s.variant and _walk(dumped, s.variant[0])["kind"] != s.variant[1]:
-                found.append(s.default)
-            else:
-                value = _walk(dumped, s.key)
-                found.append(value["kind"] if s.union else value)
-        return found
-
-    def different(self, given: Mapping[str, Any]) -> list[Setting]:
-        """Return the settings whose value, by path, is not the default."""
-        return [s for s in self._used(given) if plain(s, given[s.path]) != s.default]
-
-    def defaults(self) -> list[Any]:
-        return [s.default for s in self.settings]
+                sources = [field, *([folder] if folder else [])]
+                field.focus(self._offer(setting), sources, field, **QUIET)  # type: ignore[attr-defined]
 
     # updates
 
@@ -194,9 +136,9 @@ class Form:
         problems go to their fields; `before` names the fields that showed one until now. fill: put the values in.
         retell: write all texts anew. unfold: open the card of the first problem.
         """
-        given, placed = self._read(values), {}
+        given, placed = self.read(values), {}
         for problem in problems:
-            placed.setdefault(self._home(problem.place), problem)
+            placed.setdefault(self.home(problem.place), problem)
         fields = []
         for setting, value in zip(self.settings, values, strict=True):
             anew = retell or fill or setting.path in placed or setting.path in before
@@ -214,12 +156,11 @@ class Form:
 
     def _heads(self, language: str, given: dict[str, Any], placed: dict[str, Problem], unfold: bool) -> list[Any]:
         first = next((s.path for s in self.settings if s.path in placed), "").partition(".")[0]
-        return [
-            gr.update(
-                label=self._head(language, title, given), **({"open": True} if unfold and first in members else {})
-            )
-            for title, members in self.members.items()
-        ]
+        updates = []
+        for title, members in self.members.items():
+            label = self._head(language, title, given)
+            updates.append(gr.update(label=label, open=True) if unfold and first in members else gr.update(label=label))
+        return updates
 
     def _head(self, language: str, title: str, given: dict[str, Any]) -> str:
         """Return the head of a card: its number and name, on a second line what is set in it."""
@@ -231,7 +172,7 @@ class Form:
             text
             for s in self.settings
             if s.path.partition(".")[0] in self.members[title] and s.path != "name" and not s.expert
-            if self._active(s, given) and not (s.union and len(variants(s.union.package)) < 2)
+            if self.active(s, given) and not (s.union and len(variants(s.union.package)) < 2)
             if (text := brief(language, s, given[s.path]))
         ]
         return f"{number}  {name}\n{' · '.join(shown[:BRIEFS])}"
@@ -270,8 +211,8 @@ class Form:
 
     def _kept(self, language: str, kept: list[str], *values: Any) -> list[Any]:
         """Set what was taken off the list of changes back to its default."""
-        given = self._read(values)
-        mine = [given[s.path] if s.path in kept or not self._active(s, given) else s.default for s in self.settings]
+        given = self.read(values)
+        mine = [given[s.path] if s.path in kept or not self.active(s, given) else s.default for s in self.settings]
         return self.updates(language, mine, fill=True)
 
     def _offer(self, setting: Setting) -> Any:
@@ -281,45 +222,6 @@ class Form:
             return gr.update(choices=list(dict.fromkeys([*found, *map(str, chosen)])))
 
         return offer
-
-    # helpers
-
-    def _read(self, values: Sequence[Any]) -> dict[str, Any]:
-        return {s.path: plain(s, value) for s, value in zip(self.settings, values, strict=True)}
-
-    def _active(self, setting: Setting, given: Mapping[str, Any]) -> bool:
-        return setting.variant is None or given.get(setting.variant[0], setting.variant[1]) == setting.variant[1]
-
-    def _used(self, given: Mapping[str, Any]) -> list[Setting]:
-        return [s for s in self.settings if self._active(s, given)]
-
-    def _home(self, place: str) -> str:
-        """Return the path of the field that a problem belongs to (`data.train` for data.train.0); "" for none."""
-        while place and place not in self.fields:
-            place = place.rpartition(".")[0]
-        return place
-
-    def _locate(self, setting: Setting, value: Any) -> None:
-        """Raise InputError at a field whose path leads out of the workspace or to nothing."""
-        room = self.page.workspace
-        for path in value if isinstance(value, list) else [value]:
-            if setting.pick not in ("model", "data", "folder", "tuned") or not path:
-                continue
-            if setting.pick == "model" and HUB_ID.fullmatch(path) and not (room / path).exists():
-                continue
-            found = jailed(path, room, self.page.allowed, setting.path)
-            if setting.pick in ("model", "data") and not found.exists():
-                locate(str(found), room, setting.path)
-
-
-def _within(path: str, places: tuple[str, ...]) -> bool:
-    return any(path == place or path.startswith(f"{place}.") for place in places)
-
-
-def _walk(tree: Any, path: str) -> Any:
-    for part in path.split("."):
-        tree = tree[part]
-    return tree
 
 
 def _cards(job: type[Spec], settings: Sequence[Setting]) -> dict[str, tuple[str, ...]]:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from gradio.components import Component
 from gradio.events import Dependency
 
 from app import i18n, jobs, show
@@ -63,7 +63,7 @@ def shown_part(page: Page, key: str) -> tuple[gr.Dropdown, gr.HTML]:
     return page.say(shown, label=f"ui.{key}.shown"), gr.HTML(elem_id=f"tb-{key}-progress", min_height=0)
 
 
-def wire(page: Page, key: str, bench: Bench, result: Result, outputs: Sequence[Component]) -> None:
+def wire(page: Page, key: str, bench: Bench, result: Result, outputs: Sequence[Any]) -> None:
     """Let the parts of a tab work together; `result` fills `outputs` when a job has ended."""
     form, kind = bench.form, bench.form.kind
     state = [page.language, form.wrong, *form.inputs]
@@ -73,20 +73,21 @@ def wire(page: Page, key: str, bench: Bench, result: Result, outputs: Sequence[C
             folder = jobs.start(form.job(values), page.workspace)
         except InputError as error:
             return [*form.updates(language, values, problems=error.problems, before=before, unfold=True), gr.update()]
-        return [*form.updates(language, values, before=before), _listed(language, kind, page.workspace, folder.name)]
+        return [*form.updates(language, values, before=before), _listed(page.workspace, kind, language, folder.name)]
 
     def look(language: str, name: Any) -> list[Any]:
         view = _view(str(name or ""), page.workspace)
         active = view is not None and (view.active or view.status == "new")
         told = show.head(language, view) if view else _empty(language, key)
-        parts = [gr.update()] * len(outputs) if active else result(language, view)
-        return [told, gr.update(visible=active), gr.Timer(active=active), *parts]
+        return [told, gr.update(visible=active), gr.Timer(active=active), *result(language, None if active else view)]
 
     bench.start.click(begin, state, [*form.outputs, bench.shown], **QUIET)
     bench.stop.click(lambda name: _stop(str(name or ""), page.workspace), bench.shown, None, **QUIET)
     gr.on([bench.shown.change, bench.timer.tick, page.language.change], look, [page.language, bench.shown],
           [bench.progress, bench.stop, bench.timer, *outputs], **QUIET)  # fmt: skip
-    gr.on(None, lambda: _listed("en", kind, page.workspace, None), [], bench.shown, **QUIET)
+    listed = partial(_listed, page.workspace, kind)
+    gr.on(None, lambda: listed("en", None), [], bench.shown, **QUIET)
+    page.language.change(listed, [page.language, bench.shown], bench.shown, **QUIET)
 
 
 def follow_base(page: Page, form: Form, field: str) -> None:
@@ -103,7 +104,8 @@ def follow_base(page: Page, form: Form, field: str) -> None:
         given |= {f"model.{name}": value for name, value in model.items() if f"model.{name}" in given}
         return form.updates(language, list(given.values()), before=before, fill=bool(model))
 
-    form.fields[field].input(choose, state, form.outputs, **QUIET)
+    picked: Any = form.fields[field]  # gradio makes its events at run time
+    picked.input(choose, state, form.outputs, **QUIET)
 
 
 def suggest(page: Page, form: Form, field: str) -> None:
@@ -142,7 +144,7 @@ def retell(page: Page, form: Form, event: Dependency) -> None:
     event.then(tell, [page.language, form.wrong, *form.inputs], form.outputs, **QUIET)
 
 
-def _listed(language: str, kind: str, workspace: Path, chosen: str | None) -> Any:
+def _listed(workspace: Path, kind: str, language: str, chosen: str | None) -> Any:
     """Return the list of all jobs of a kind with one chosen, else the newest."""
     folders = jobs.of_kind(kind, workspace)[:MOST]
     choices = [(_label(language, folder), folder.name) for folder in folders]

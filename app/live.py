@@ -20,6 +20,12 @@ from core.runs import View
 BUSY, IDLE = 1.0, 5.0
 """Seconds between two looks while the shown run is active, and else."""
 
+FOCUS = """const box = element.closest(".html-container") ?? element;
+box.tabIndex = 0;
+box.setAttribute("role", "log");
+box.setAttribute("aria-live", "off");"""
+"""The log scrolls by itself, so the keyboard must reach it; but nobody wants each line read out."""
+
 
 class Seen(NamedTuple):
     """What a browser was shown last; what is the same need not be sent again."""
@@ -33,7 +39,7 @@ class Seen(NamedTuple):
 
 
 class Live:
-    """The panel, and the handlers of its buttons. `seen` is kept for each browser; all else stands in the run folder."""
+    """The panel, and the handlers of its buttons. `seen` is kept for each browser, all else in the run folder."""
 
     def __init__(self, page: Page) -> None:
         self.page, self.machine = page, Machine()
@@ -50,14 +56,15 @@ class Live:
                 self.export = page.say(gr.Button(visible=False, elem_id="tb-next-export"), value="ui.live.export")
                 self.clone = page.say(gr.Button(visible=False, elem_id="tb-clone"), value="ui.live.clone")
             self.charts = gr.HTML(elem_id="tb-charts")
-            with page.say(gr.Accordion(open=True, elem_classes=["tb-log-fold"]), label="ui.live.log"):
-                self.log = gr.HTML(elem_id="tb-log", max_height=168)
+            self.fold = page.say(gr.Accordion(open=True, elem_classes=["tb-log-fold"]), label="ui.live.log")
+            with self.fold:
+                self.log = gr.HTML(elem_id="tb-log", max_height=168, js_on_load=FOCUS)
             self.hardware = gr.HTML(elem_id="tb-machine")
         self.timer = gr.Timer(BUSY)
         self.seen = gr.State(Seen())
         self.outputs = [
-            self.head, self.first, self.charts, self.stop, self.resume, self.chat, self.evaluate, self.export, self.clone,
-            self.log, self.hardware, self.timer, self.seen,
+            self.head, self.first, self.charts, self.stop, self.resume, self.chat, self.evaluate, self.export,
+            self.clone, self.fold, self.log, self.hardware, self.timer, self.seen,
         ]  # fmt: skip
         self._listen()
 
@@ -92,8 +99,11 @@ class Live:
             return [
                 show.head(language, view) if moved or view.active else gr.skip(),
                 gr.update(visible=False) if fresh else gr.skip(),
-                gr.update(value=show.charts(language, view), visible=view.state.job in ("", "train")) if moved else gr.skip(),
+                gr.update(value=show.charts(language, view), visible=view.state.job in ("", "train"))
+                if moved
+                else gr.skip(),
                 *(self._buttons(language, view) if fresh or now.status != seen.status else [gr.skip()] * 6),
+                gr.update(visible=True) if fresh else gr.skip(),
                 gr.skip() if told is None else _log(language, told),
                 machine if fresh or machine != seen.machine else gr.skip(),
                 gr.Timer(BUSY if view.active else IDLE) if fresh or now.status != seen.status else gr.skip(),
@@ -117,14 +127,14 @@ class Live:
         if now == seen:
             return [gr.skip()] * len(self.outputs)
         if (now.run, now.language, now.status) == (seen.run, seen.language, seen.status):
-            return [*[gr.skip()] * 10, now.machine, gr.skip(), now]
+            return [*[gr.skip()] * 11, now.machine, gr.skip(), now]
         which = "choose" if runs.listed(self.page.workspace) else "first"
         title, text = escape(tr(language, f"ui.live.{which}_title")), escape(tr(language, f"ui.live.{which}"))
         welcome = f'<div class="tb-welcome"><h2>{title}</h2><p>{text}</p></div>'
         hidden = gr.update(visible=False)
         return [
-            welcome, gr.update(visible=which == "first"), gr.update(value="", visible=False), *[hidden] * 6,
-            _log(language, ""), now.machine, gr.Timer(IDLE), now,
+            welcome, gr.update(visible=which == "first"), gr.update(value="", visible=False), *[hidden] * 7,
+            gr.skip(), now.machine, gr.Timer(IDLE), now,
         ]  # fmt: skip
 
     def _on(self, action: Callable[[Any], None]) -> Callable[..., None]:

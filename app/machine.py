@@ -1,4 +1,4 @@
-"""What this machine is busy with: CPU, memory, and the GPUs that nvidia-smi sees; measured at most every two seconds."""
+"""What this machine is busy with: CPU, memory and the GPUs that nvidia-smi sees; measured every two seconds at most."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ class Machine:
         parts = [tr(language, "ui.live.machine", cpu=number(language, round(self.cpu)), used=used, total=total)]
         for use, taken, whole, heat in self.gpus:
             shown = {"used": size(language, taken * MIB), "total": size(language, whole * MIB)}
-            parts.append(tr(language, "ui.live.gpu", use=number(language, int(use)), heat=number(language, int(heat)), **shown))
+            parts.append(
+                tr(language, "ui.live.gpu", use=number(language, int(use)), heat=number(language, int(heat)), **shown)
+            )
         return f'<p class="tb-machine">{escape(" · ".join(parts))}</p>'
 
     def _measure(self, now: float) -> None:

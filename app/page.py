@@ -17,7 +17,7 @@ Component = TypeVar("Component", bound=Block)
 QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 """For the many small events: 200 viewers at one a second would fill the queue."""
 TELLING: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-"""For events that set a gr.State which others listen to: gradio tells of its change only after an event of the queue."""
+"""For events that set a gr.State which others listen to: gradio tells of its change only after a queued event."""
 
 
 @dataclass
@@ -47,4 +47,8 @@ class Page:
 
     def translated(self, language: str) -> list[Any]:
         """Return one update for each registered component, in the order of registration."""
-        return [gr.update(**{name: tr(language, key) for name, key in keys.items()}) for _, keys in self.texts]
+        return [gr.update(**_texts(language, keys)) for _, keys in self.texts]
+
+
+def _texts(language: str, keys: dict[str, str]) -> dict[str, Any]:
+    return {name: tr(language, key) for name, key in keys.items()}

@@ -30,7 +30,7 @@ def offers(pick: str, workspace: Path, allowed: tuple[Path, ...] = (), folder: s
 
 
 def _sets(folder: str, workspace: Path, allowed: tuple[Path, ...]) -> list[str]:
-    """Return the names of the usable sets of a data folder; none where it can't be read (the form says why at Start)."""
+    """Return the names of the usable sets of a data folder; none where it can't be read (Start says why)."""
     try:
         return [found.name for found in sets(jailed(folder, workspace, allowed)) if not found.problem][:MOST]
     except (InputError, OSError):

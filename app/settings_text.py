@@ -26,13 +26,20 @@ class SettingsText:
             gr.Accordion(open=False, elem_id=f"tb-{form.kind}-text", elem_classes=["tb-card"]), label="ui.train.text"
         ) as fold:
             self.yaml = page.say(
-                gr.Textbox(lines=8, max_lines=16, elem_id=f"tb-{form.kind}-yaml", elem_classes=["tb-mono"], buttons=["copy"]),
-                label="ui.train.yaml", info="ui.train.yaml_help",
-            )  # fmt: skip
+                gr.Textbox(
+                    lines=8, max_lines=16, buttons=["copy"], elem_id=f"tb-{form.kind}-yaml", elem_classes=["tb-mono"]
+                ),
+                label="ui.train.yaml",
+                info="ui.train.yaml_help",
+            )
             load = page.say(gr.Button(size="sm", elem_id=f"tb-{form.kind}-load"), value="ui.train.load")
             self.command = page.say(
                 gr.Textbox(
-                    interactive=False, max_lines=4, elem_id=f"tb-{form.kind}-command", elem_classes=["tb-mono"], buttons=["copy"]
+                    interactive=False,
+                    max_lines=4,
+                    elem_id=f"tb-{form.kind}-command",
+                    elem_classes=["tb-mono"],
+                    buttons=["copy"],
                 ),
                 label="ui.train.command",
             )

@@ -21,7 +21,9 @@ LOOKS = {
 }  # fmt: skip
 """Status -> the chip's class in the style sheet."""
 LOG_BYTES, LOG_LINES = 32 << 10, 200
-CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b.|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+CONTROL = re.compile(
+    r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b.|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]"
+)
 """Colours and cursor movements of a terminal, and characters that a page cannot show."""
 POINTS, FEW_POINTS = 256, 64
 COUNTS = ("rows", "held_out", "trainable", "parameters", "subject")
@@ -51,12 +53,14 @@ def head(language: str, view: View) -> str:
     if view.active and state.eta is not None:
         facts.append(tr(language, "ui.live.left", time=duration(language, state.eta)))
     elif (took := seconds(view)) is not None:
-        facts.append(tr(language, "ui.live.took", time=duration(language, took)))
+        facts.append(tr(language, "ui.live.so_far" if view.active else "ui.live.took", time=duration(language, took)))
     if view.active and isinstance(speed := state.last.get("tokens_per_second"), int | float):
         facts.append(tr(language, "ui.live.speed", speed=number(language, float(speed))))
     told = "".join(f'<span class="tb-fact">{escape(fact)}</span>' for fact in facts)
     title = f'<div class="tb-status"><h2>{escape(view.name)}</h2>{chip(language, view.status)}{told}</div>'
-    return title + bar(language, view) + f'<p class="tb-phase">{escape(phase(language, view))}</p>' + notes(language, view)
+    return (
+        title + bar(language, view) + f'<p class="tb-phase">{escape(phase(language, view))}</p>' + notes(language, view)
+    )
 
 
 def bar(language: str, view: View) -> str:
@@ -108,8 +112,12 @@ def notes(language: str, view: View) -> str:
     shown = []
     if found := problem(view):
         shown.append(_note(language, "error", found.code, found.place, found.params))
-    told: dict[str, dict[str, Any]] = {message(language, w["code"], w.get("params", {})): w for w in view.state.warnings}
-    shown += [_note(language, "warning", w["code"], w.get("place", ""), w.get("params", {})) for w in list(told.values())[-3:]]
+    told: dict[str, dict[str, Any]] = {
+        message(language, w["code"], w.get("params", {})): w for w in view.state.warnings
+    }
+    shown += [
+        _note(language, "warning", w["code"], w.get("place", ""), w.get("params", {})) for w in list(told.values())[-3:]
+    ]
     return "".join(shown)
 
 
@@ -124,7 +132,9 @@ def charts(language: str, view: View) -> str:
     """Return the curves of a training run; while there is no point yet, an empty frame that says so."""
     curves = view.state.curves
     loss = [
-        Curve("curve-raw", tr(language, "ui.live.loss_raw"), thin(curves["loss"], POINTS), band=curves["loss"].width > 1),
+        Curve(
+            "curve-raw", tr(language, "ui.live.loss_raw"), thin(curves["loss"], POINTS), band=curves["loss"].width > 1
+        ),
         Curve("curve-smooth", tr(language, "ui.live.loss_smooth"), thin(curves["smooth"], POINTS)),
         Curve("curve-eval", tr(language, "ui.live.loss_eval"), thin(curves["eval"], FEW_POINTS), dots=True),
     ]
@@ -133,7 +143,12 @@ def charts(language: str, view: View) -> str:
         return f'<div class="tb-empty-chart">{escape(tr(language, "ui.live.no_points"))}</div>' if view.active else ""
     units = {"lr": _plain, "grad_norm": _plain, "tokens_per_second": _plain, "memory": size}
     smalls = "".join(
-        small(language, tr(language, f"ui.live.{name}"), unit(language, curves[name].bins[-1][1]), thin(curves[name], FEW_POINTS))
+        small(
+            language,
+            tr(language, f"ui.live.{name}"),
+            unit(language, curves[name].bins[-1][1]),
+            thin(curves[name], FEW_POINTS),
+        )
         for name, unit in units.items()
         if curves[name].bins
     )
@@ -169,4 +184,6 @@ def when(language: str, view: View) -> str:
     """Return how long ago a run began, in words."""
     if view.state.started is None:
         return ABSENT
-    return format_timedelta(min(-1.0, view.state.started - time.time()), add_direction=True, locale=known(language))
+    return format_timedelta(
+        min(-1, round(view.state.started - time.time())), add_direction=True, locale=known(language)
+    )

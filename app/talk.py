@@ -6,7 +6,7 @@ The models live in a child process (a serving run), never in the board; one serv
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ def ready(folder: Path) -> Endpoint | None:
     return endpoint(folder) if runs.look(folder).status == "running" else None
 
 
-def answers(place: Endpoint, conversations: Sequence[list[Message]], generation: Generation) -> Iterator[list[str]]:
+def answers(place: Endpoint, conversations: Sequence[list[Message]], generation: Generation) -> Generator[list[str]]:
     """Yield the answers so far, one a model in the order of the line-up; the last time all of them whole.
 
     Closing the iterator ends the drawing. Raises InputError when the server refuses or is gone.

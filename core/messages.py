@@ -60,6 +60,14 @@ MESSAGES: dict[str, str] = {
     "run.changed": "The settings of “{run}” were changed after it began. Clone it to train with the new ones.",
     "run.folder_lost": "The folder of the run was moved or deleted while it ran.",
     "recipe.unknown": "There is no recipe “{recipe}”. Choose one of: {known}.",
+    # the command line
+    "cli.action": "There is no “{given}”. Choose one of: {known}.",
+    "cli.prompt_needed": "With --json, say with --prompt what to ask.",
+    "cli.port_denied": "Port {port} may not be used by this user. Choose one above 1023.",
+    "cli.port_taken": "Port {port} is taken ({holder}). Choose another, or leave --port out to get a free one.",
+    "cli.board_password": "{host} can be reached from other machines. Set TUNEBOARD_PASSWORD first, or listen on 127.0.0.1.",
+    "cli.board_password_short": "TUNEBOARD_PASSWORD is too short: {length} characters at least.",
+    "cli.file_unreadable": "{path} can't be read as text. Check its name and that it is a YAML file.",
     # models and adapters
     "model.is_adapter": "{folder} holds an adapter, not a whole model. Choose its base as the model and the adapter as what is tuned.",
     "model.no_config": "{folder} has no config.json, so it is no model. Choose the folder that holds config.json and the weights.",

@@ -51,7 +51,7 @@ def build(page: Page) -> None:
     timer = gr.Timer(jobtab.TICK_SECONDS, active=False)
     _wire_load(page, form, load, unload, served, timer, [status, *columns])
     asking = [page.language, served, histories, question, system, *fields]
-    _wire_ask(page, buttons, question, asking, [*columns, histories, question, note, *fields])
+    _wire_ask(page, buttons, question, asking, [*columns, histories, question, note, buttons["stop"], *fields])
 
 
 _CARDS = {"tuned": ("tuned", "model"), "hardware": ("hardware",)}
@@ -156,43 +156,43 @@ def _wire_ask(
     stop = buttons["stop"]
     busy: dict[str, Any] = {"concurrency_id": "chat", "concurrency_limit": 8, "api_visibility": "private",
                             "show_progress": "hidden"}  # fmt: skip
-    events = [
+    events: list[Any] = [
         gr.on([question.submit, buttons["send"].click], ask, inputs, outputs, **busy),
         buttons["retry"].click(again, inputs, outputs, **busy),
     ]
-    for event in events:
-        event.then(lambda: gr.update(visible=False), None, stop, **QUIET)
-    begun = [question.submit, buttons["send"].click, buttons["retry"].click]
-    gr.on(begun, lambda: gr.update(visible=True), None, stop, **QUIET)
     stop.click(lambda: gr.update(visible=False), None, stop, cancels=events, **QUIET)
     columns, histories = outputs[:COLUMNS], inputs[2]
-    empty = lambda: [*[[] for _ in columns], [[] for _ in columns]]  # noqa: E731
-    buttons["clear"].click(empty, None, [*columns, histories], cancels=events, **QUIET)
+    empty = lambda: [*[[] for _ in columns], [[] for _ in columns], gr.update(visible=False)]  # noqa: E731
+    buttons["clear"].click(empty, None, [*columns, histories, stop], cancels=events, **QUIET)
+    served = inputs[1]  # another line-up begins another conversation
+    served.change(empty, None, [*columns, histories, stop], **QUIET)
 
 
 def _answer(
     page: Page, language: str, name: str, histories: Histories, text: str, system: str, values: tuple[Any, ...]
 ) -> Iterator[list[Any]]:
-    """Yield the page while the answers grow: columns, histories, question, note, sampling fields."""
-    still = [gr.update()] * len(SAMPLING)
+    """Yield the page while the answers grow: columns, histories, question, note, Stop, sampling fields."""
+    same, hidden = [gr.update()] * len(SAMPLING), gr.update(visible=False)
     try:
         generation = _generation(values)
         view = _view(name, page)
         place = talk.ready(view.folder) if view else None
         if place is None or not text:
             note = _note(language, None if place else "unloaded")
-            yield [*[gr.update()] * COLUMNS, histories, gr.update(), note, *still]
+            yield [*[gr.update()] * COLUMNS, histories, gr.update(), note, hidden, *same]
             return
         asked = [[*history, {"role": "user", "content": text}] for history in histories[: len(place.models)]]
         first = [{"role": "system", "content": system}] if system.strip() else []
         with closing(talk.answers(place, [[*first, *messages] for messages in asked], generation)) as growing:
-            yield [*_shown(asked), asked + histories[len(asked) :], "", _note(language, None), *still]
+            rest, grown = histories[len(asked) :], asked
+            yield [*_shown(asked), asked + rest, "", _note(language, None), gr.update(visible=True), *same]
             for told in growing:
                 grown = [[*a, {"role": "assistant", "content": t}] for a, t in zip(asked, told, strict=True)]
-                yield [*_shown(grown), grown + histories[len(asked) :], gr.update(), gr.update(), *still]
+                yield [*_shown(grown), grown + rest, gr.update(), gr.update(), gr.update(), *same]
+            yield [*_shown(grown), grown + rest, gr.update(), gr.update(), hidden, *same]
     except InputError as error:
         note = _complaint(language, error.problems)
-        yield [*_shown(histories), histories, text, note, *_marked(language, error.problems)]
+        yield [*_shown(histories), histories, text, note, hidden, *_marked(language, error.problems)]
 
 
 def _generation(values: tuple[Any, ...]) -> Generation:
@@ -262,7 +262,8 @@ def _note(language: str, key: str | None) -> Any:
 
 
 def _complaint(language: str, problems: tuple[Problem, ...]) -> Any:
-    told = "<br>".join(escape(said(language, problem)) for problem in problems)
+    labels = {setting.path: tr(language, f"field.{setting.path}.label") + ": " for setting in SAMPLING}
+    told = "<br>".join(escape(labels.get(p.place, "") + said(language, p)) for p in problems)
     return gr.update(value=f'<div class="tb-error" role="alert">{told}</div>', visible=True)
 
 

@@ -40,19 +40,20 @@ def build(page: Page) -> None:
             facts = gr.HTML(elem_id="tb-export-table", visible=False)
             with gr.Column(visible=False, elem_id="tb-export-use") as use:
                 page.say(gr.HTML(elem_classes=["tb-heading"]), value="ui.export.use")
-                codes = [_code(page, name, language) for name, language in USES.items()]
+                codes = [_code(page, name) for name in USES]
     bench = Bench(form, start, stop, shown, progress, gr.Timer(jobtab.TICK_SECONDS, active=False))
     jobtab.wire(page, KEY, bench, _result, [facts, use, *codes])
     jobtab.follow_base(page, form, "source")
     jobtab.suggest(page, form, "source")
 
 
-USES = {"transformers": "python", "vllm": "shell", "chat": "shell"}
+USES = ("transformers", "vllm", "chat")
 
 
-def _code(page: Page, name: str, language: Any) -> gr.Code:
+def _code(page: Page, name: str) -> gr.Code:
+    # no language: gradio's colours for code are too pale on paper
     code = gr.Code(
-        language=language, interactive=False, lines=1, wrap_lines=True, show_line_numbers=False, buttons=["copy"],
+        language=None, interactive=False, lines=1, wrap_lines=True, show_line_numbers=False, buttons=["copy"],
         elem_id=f"tb-export-{name}",
     )  # fmt: skip
     return page.say(code, label=f"ui.export.{name}")
@@ -89,4 +90,3 @@ def _facts(language: str, metrics: dict[str, Any]) -> str:
         for key, value in facts.items()
     )
     return f'<p class="tb-proof">✓ {escape(proof)}</p><div class="tb-table"><table><tbody>{rows}</tbody></table></div>'
-

@@ -35,7 +35,9 @@ def build(page: Page) -> None:
     tab_index = len(page.tabs.children) - 1
     with gr.Column(elem_classes=["tb-runs"]):
         table = gr.HTML(elem_id="tb-runs-table", js_on_load=PICK)
-        first = page.say(gr.Button(variant="primary", visible=False, elem_id="tb-runs-first"), value="ui.runs.first_button")
+        first = page.say(
+            gr.Button(variant="primary", visible=False, elem_id="tb-runs-first"), value="ui.runs.first_button"
+        )
         with gr.Row(elem_classes=["tb-runs-bar"]):
             title = gr.HTML(elem_id="tb-runs-chosen")
             opened = page.say(gr.Button(elem_id="tb-runs-open", size="sm"), value="ui.runs.open")
@@ -87,7 +89,7 @@ class _Listing:
         html = _table(self.page, language, folders, name)
         if html == before:
             return [gr.skip()] * 10
-        title = f"<h3>{escape(name)}</h3>"
+        title = f"<h2>{escape(name)}</h2>"
         return [html, gr.update(visible=not names), title, *self._bar(name), name, html]
 
     def _bar(self, name: str) -> list[Any]:
@@ -153,10 +155,13 @@ def _table(page: Page, language: str, folders: list[Path], chosen: str) -> str:
         title, text = tr(language, "ui.live.first_title"), tr(language, "ui.runs.first")
         return f'<div class="tb-welcome"><h2>{escape(title)}</h2><p>{escape(text)}</p></div>'
     heads = "".join(
-        f"<th{' class=tb-number' if key in NUMBERS else ''}>{escape(tr(language, f'ui.runs.{key}'))}</th>" for key in COLUMNS
+        f"<th{' class=tb-number' if key in NUMBERS else ''}>{escape(tr(language, f'ui.runs.{key}'))}</th>"
+        for key in COLUMNS
     )
     rows = "".join(_row(page, language, folder, folder.name == chosen) for folder in folders)
-    return f'<div class="tb-table" tabindex="0"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
+    return (
+        f'<div class="tb-table" tabindex="0"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
+    )
 
 
 COLUMNS = ("run", "state", "kind", "began", "time", "loss", "curve")

@@ -22,9 +22,6 @@ class Sft(Stage):
     Count the loss on the questions as well. Useful for very few or very short answers."""
 
     def train(self, run: Run, context: Context) -> dict[str, float]:
-        from core.training.phases import Phases
-
-        phases = Phases(context)
         from transformers import set_seed
 
         from core.checkpoints import telling_full_disk
@@ -32,7 +29,9 @@ class Sft(Stage):
         from core.models.loading import check_vocabulary, load_model, load_tokenizer
         from core.training import results
         from core.training.fit import fit
+        from core.training.phases import Phases
 
+        phases = Phases(context)
         phases.begin("load_tokenizer")
         tokenizer = load_tokenizer(run.model, context.workspace, context.events)
         phases.begin("load_data")

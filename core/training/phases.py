@@ -1,15 +1,12 @@
-"""The phases of a run as events. Light: it tells that the heavy libraries are being loaded."""
+"""The phases of a run as events."""
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
+from core.data.batch import Lessons
 from core.errors import Stopped
 from core.workspace import Context
-
-if TYPE_CHECKING:
-    from core.data.batch import Lessons
 
 
 class Phases:

@@ -118,7 +118,7 @@ def test_layers_are_laid_in_their_order(tmp_path):
 
     path = tmp_path / "run.yaml"
     path.write_text("training: {epochs: 7, batch_size: 2}\n")
-    job = config.resolve({"training": {"seed": 5}}, *layers([str(path), "training.epochs=9", "data.train=[a, b]"]))
+    job = config.resolve({"training": {"seed": 5}}, *layers([str(path), "training.epochs=9", "data.train=a,b"]))
     assert isinstance(job, config.Run)
     assert (job.training.epochs, job.training.batch_size, job.training.seed, job.data.train) == (9, 2, 5, ["a", "b"])
 
@@ -216,3 +216,17 @@ def test_best_knows_that_less_perplexity_is_better():
     metrics = {name: {"bleu": bleu, "perplexity": odd} for name, (bleu, odd) in values.items()}
     assert best(metrics, "bleu") == {"t", "u"} and best(metrics, "perplexity") == {"u"}
     assert best(metrics, "rouge_l") == set()
+
+
+def test_train_then_chat_with_what_came_of_it(tmp_path):
+    """Two real steps of the demo, then the base and the tuned model answer; every process ends."""
+    settings = ["training.max_steps=2", "training.batch_size=2", "data.max_rows=8", "hardware.threads=1"]
+    done = run("train", "--recipe", "demo", *settings, "--json", workspace=tmp_path)
+    found = only_object(done.stdout)
+    assert done.returncode == 0, done.stderr
+    assert (found["status"], found["step"], found["errors"]) == ("done", 2, []) and found["metrics"]
+    name = Path(found["run"]).name
+    done = run("chat", name, "-p", "Hello", "-s", "generation.max_new_tokens=4", "--json", workspace=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert set(only_object(done.stdout)["answers"]) == {"base", name}
+    assert run("runs", "resume", name, workspace=tmp_path).returncode == 2

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from pathlib import Path
 
@@ -46,8 +47,10 @@ def fill(page: Page, settings: str) -> None:
     box = page.locator("#tb-train-yaml textarea")
     if not box.is_visible():
         page.locator("#tb-train-text button").first.click()
+        expect(box).to_have_value(re.compile("kind: train"), timeout=MINUTE)
     box.fill(settings)
     page.locator("#tb-train-load").click()
+    expect(page.locator("#f-train-name textarea, #f-train-name input")).to_have_value("journey", timeout=MINUTE)
 
 
 def status(board: Board, name: str) -> str:
@@ -75,7 +78,6 @@ def weights(folder: Path) -> str:
 
 def test_start_and_the_curve_moves(page: Page, board: Board) -> None:
     fill(page, SETTINGS)
-    expect(page.locator("#f-train-name textarea, #f-train-name input")).to_have_value("journey")
     page.locator("#tb-start").click()
     expect(page.locator("#tb-live-head")).to_contain_text("journey", timeout=5_000)
     expect(page.locator("#tb-charts svg").first).to_be_visible(timeout=MINUTE)

@@ -55,7 +55,7 @@ def test_a_run_writes_all_that_it_promises(make_run: MakeRun) -> None:
     assert json.loads((folder / "metrics.json").read_text()) == metrics and metrics["step"] == 10
     assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
     phases = [e["phase"] for e in of_type(folder, "phase")]
-    assert phases == ["load_libraries", "load_tokenizer", "load_data", "load_model", "train", "save"]
+    assert phases == ["load_tokenizer", "load_data", "load_model", "train", "save"]
     facts = next(e for e in of_type(folder, "phase") if e["phase"] == "train")
     assert facts["total"] == 10 and facts["params"]["rows"] == 36 and facts["params"]["held_out"] == 4
     # two LoRA matrices of rank 4 beside the 7 linear modules of each of 2 layers: 4 * (in + out)

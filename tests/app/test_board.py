@@ -1,0 +1,143 @@
+"""The board as a whole: light, silent, and deaf to nonsense from anyone who reaches the port."""
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from app import board
+from app.show import CONTROL, log_tail
+from core import config, runs
+from core.errors import InputError
+from core.events import Writer
+
+ROOT = Path(__file__).parents[2]
+COLD = """
+import sys, pathlib, psutil
+from app.board import application
+application(pathlib.Path(sys.argv[1]))
+heavy = [name for name in ("torch", "transformers", "peft", "trl", "datasets", "matplotlib") if name in sys.modules]
+print(heavy, psutil.Process().memory_info().rss >> 20)
+"""
+
+
+def make_run(workspace: Path, name: str = "one", steps: int = 20) -> Path:
+    folder = runs.create(config.resolve({"name": name}), workspace)
+    events = Writer(folder)
+    events.write("started", job="train", pid=1)
+    events.write("phase", phase="train", total=steps)
+    for step in range(1, steps + 1):
+        events.write(
+            "step", step=step, total=steps, loss=3.0 / step, lr=1e-4, grad_norm=1.0, tokens_per_second=9.0, memory=1
+        )
+    events.write("eval", step=steps, loss=0.2, seconds=0.1)
+    events.write("end", cause="done", status=0, seconds=1.0, metrics={})
+    events.close()
+    runs.write_json(
+        folder / "exit.json", {"status": 0, "signal": None, "cause": "done", "ended": time.time(), "peak_bytes": 1}
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory):
+    workspace = tmp_path_factory.mktemp("workspace")
+    make_run(workspace)
+    with TestClient(board.application(workspace), raise_server_exceptions=False) as client:
+        yield client
+
+
+def test_it_is_light(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", COLD, str(tmp_path)], capture_output=True, text=True, cwd=ROOT, check=True, timeout=120
+    )
+    heavy, megabytes = done.stdout.rsplit(maxsplit=1)
+    assert heavy.strip() == "[]"
+    assert int(megabytes) <= 300
+
+
+def test_the_page_asks_nobody_else(client):
+    page = client.get("/")
+    assert page.status_code == 200
+    configuration = client.get("/config").json()
+    assert not configuration.get("analytics_enabled") and not configuration.get("run_history")
+    assert not configuration["footer_links"]
+    assert client.get("/monitoring").status_code in (403, 404)
+
+
+def test_every_tab_is_there_in_order(client):
+    tabs = [c["props"]["elem_id"] for c in client.get("/config").json()["components"] if c["type"] == "tabitem"]
+    assert tabs[0] == "tb-tab-train" and tabs[-1] == "tb-tab-runs"
+
+
+NONSENSE = [
+    None,
+    -1,
+    1e308,
+    "x" * 5000,
+    "<script>alert(1)</script>",
+    [],
+    [{}],
+    {},
+    {"a": [1]},
+    True,
+    "../../etc/passwd",
+    "\x00",
+]
+
+
+@pytest.mark.parametrize("wrong", NONSENSE, ids=lambda value: repr(value)[:20])
+def test_nonsense_gives_no_traceback(client, wrong):
+    for number, dependency in enumerate(client.get("/config").json()["dependencies"]):
+        if not dependency["backend_fn"] or dependency["queue"]:
+            continue
+        data = {"fn_index": dependency["id"], "data": [wrong] * len(dependency["inputs"]), "session_hash": f"s{number}"}
+        answer = client.post(
+            "/gradio_api/run/predict", content=json.dumps(data), headers={"content-type": "application/json"}
+        )
+        assert answer.status_code in (200, 400, 413, 422, 500)
+        assert "Traceback" not in answer.text and ".py" not in answer.text, dependency["api_name"]
+
+
+def test_a_stranger_network_needs_a_password(tmp_path, monkeypatch):
+    monkeypatch.delenv("TUNEBOARD_PASSWORD", raising=False)
+    with pytest.raises(InputError, match=r"cli\.board_password"):
+        board.serve(tmp_path, host="0.0.0.0")
+    monkeypatch.setenv("TUNEBOARD_PASSWORD", "short")
+    with pytest.raises(InputError, match=r"cli\.board_password_short"):
+        board.serve(tmp_path, host="0.0.0.0")
+
+
+def test_a_taken_port_names_its_holder():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError) as caught:
+            board._listen("127.0.0.1", port)
+    assert caught.value.code == "cli.port_taken"
+    assert "pid" in caught.value.params["holder"]
+
+
+def test_the_default_port_gives_way(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        monkeypatch.setattr(board, "DEFAULT_PORT", taken.getsockname()[1])
+        with board._listen("127.0.0.1", board.DEFAULT_PORT) as other:
+            assert other.getsockname()[1] != taken.getsockname()[1]
+
+
+def test_the_log_is_short_and_plain(tmp_path):
+    assert log_tail(tmp_path) == ""
+    lines = "".join(f"line {n}\n" for n in range(10_000))
+    (tmp_path / "console.log").write_bytes(lines.encode() + b"\x1b[31mred\x1b[0m\n 1%\r 2%\r99%\nlast \xff\x00\n")
+    tail = log_tail(tmp_path).split("\n")
+    assert len(tail) <= 200
+    assert tail[-3:] == ["red", "99%", "last �"]
+    assert not CONTROL.search("\n".join(tail))

@@ -1,0 +1,163 @@
+"""The form: every setting has a field, values go there and back, errors come to their field."""
+
+from pathlib import Path
+
+import pytest
+
+from app.lean import gr  # isort: skip
+from app.fields import element_id
+from app.form import Form
+from app.page import Page
+from app.settings_text import SettingsText
+from core import config
+from core.errors import InputError
+from core.recipes import recipes
+
+
+def make_page(workspace: Path) -> Page:
+    with gr.Tabs() as tabs:
+        return Page(workspace, gr.State("en"), gr.State(""), tabs, gr.State(("", 0)))
+
+
+def make_form(workspace: Path, job=config.Run, **options) -> Form:
+    with gr.Blocks():
+        return Form(make_page(workspace), job, **options)
+
+
+@pytest.fixture
+def form(tmp_path):
+    return make_form(tmp_path)
+
+
+def edited(form: Form, **changes) -> list:
+    """The default values with some changed, by path with __ for the dots."""
+    given = dict(zip((s.path for s in form.settings), form.defaults(), strict=True))
+    given |= {path.replace("__", "."): value for path, value in changes.items()}
+    return list(given.values())
+
+
+def places(form: Form, values) -> dict[str, str]:
+    with pytest.raises(InputError) as caught:
+        form.job(values)
+    return {form.home(problem.place): problem.code for problem in caught.value.problems}
+
+
+@pytest.mark.parametrize("kind", config.JOBS)
+def test_every_setting_has_a_field(kind, tmp_path):
+    form = make_form(tmp_path, config.JOBS[kind])
+    assert {s.path for s in config.known_settings(config.JOBS[kind])} == set(form.fields)
+    ids = [field.elem_id for field in form.fields.values()]
+    assert len(set(ids)) == len(ids) and element_id(kind, "name") in ids
+
+
+@pytest.mark.parametrize("kind", config.JOBS)
+def test_untouched_form_is_the_default_job(kind, tmp_path):
+    form = make_form(tmp_path, config.JOBS[kind])
+    assert form.job(form.defaults()) == config.JOBS[kind]()
+    assert form.different(dict(zip((s.path for s in form.settings), form.defaults(), strict=True))) == []
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_every_recipe_goes_through_the_form(name, form):
+    job = config.resolve(recipes()[name].layer)
+    assert form.job(form.values(job)) == job
+
+
+def test_a_kind_that_is_not_chosen_falls_away(form):
+    job = form.job(edited(form, tuner="full", tuner__lora__rank=-1))
+    assert job.tuner.kind == "full"
+
+
+def test_skipped_fields_keep_their_default(tmp_path):
+    form = make_form(tmp_path, skip=("hardware", "name"))
+    assert "hardware.device" not in form.fields and "name" not in form.fields
+    assert form.job(form.defaults()) == config.Run()
+
+
+def test_only_some_fields(tmp_path):
+    form = make_form(tmp_path, only=("training",))
+    assert form.job(edited(form, training__seed=7)).training.seed == 7
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "code"),
+    [
+        ("training__batch_size", -1, "config.greater_than_equal"),
+        ("training__batch_size", 1.5, "config.int_from_float"),
+        ("optimizer__adamw__learning_rate", float("nan"), "config.finite_number"),
+        ("optimizer__adamw__learning_rate", "fast", "config.float_parsing"),
+        ("optimizer__adamw__learning_rate", None, "config.missing"),
+        ("tuner__lora__rank", {"a": 1}, "config.int_type"),
+        ("tuner", "unknown", "config.union_tag_invalid"),
+        ("name", "../x", "config.string_pattern_mismatch"),
+        ("data__train", [], "config.too_short"),
+        ("data__train", 3, "config.list_type"),
+        ("model__path", "/etc", "path.outside"),
+        ("model__path", "../..", "path.outside"),
+        ("model__path", "nowhere", "path.missing"),
+        ("data__folder", "~", "path.outside"),
+        ("model__precision", "fp7", "config.literal_error"),
+    ],
+)
+def test_an_error_comes_to_its_field(form, path, value, code):
+    assert places(form, edited(form, **{path: value})) == {path.replace("__", "."): code}
+
+
+def test_a_hub_id_is_no_path(form):
+    assert form.job(edited(form, model__path="Qwen/Qwen3-0.6B")).model.path == "Qwen/Qwen3-0.6B"
+
+
+def test_all_errors_come_at_once(form):
+    values = edited(form, training__batch_size=0, tuner__lora__rank=0, data__cutoff=None)
+    assert set(places(form, values)) == {"training.batch_size", "tuner.lora.rank", "data.cutoff"}
+
+
+def test_updates_tell_the_error_and_open_its_card(form):
+    values = edited(form, training__batch_size=0)
+    problems = form.problems(values)
+    updates = dict(zip(map(id, form.outputs), form.updates("en", values, problems=problems, unfold=True), strict=True))
+    field, card = form.fields["training.batch_size"], form.cards["training"]
+    assert updates[id(field)]["info"].startswith("**“0” is too small")
+    assert "value" not in updates[id(field)]
+    assert updates[id(card)]["open"] and "open" not in updates[id(form.cards["model"])]
+    assert updates[id(form.wrong)] == ["training.batch_size"]
+
+
+def test_what_was_typed_survives_another_language(form):
+    updates = form._translated("ru", [], *edited(form, name="mine"))
+    assert len(updates) == len(form.outputs)
+    assert not any("value" in update for update in updates[: len(form.inputs)])
+
+
+def test_taking_a_change_off_sets_it_back(form):
+    values = edited(form, training__seed=7, name="mine")
+    updates = form._kept("en", ["name"], *values)
+    given = dict(zip((s.path for s in form.settings), updates, strict=False))
+    assert given["training.seed"]["value"] == 42 and given["name"]["value"] == "mine"
+
+
+def test_yaml_there_and_back(tmp_path):
+    with gr.Blocks():
+        page = make_page(tmp_path)
+        form = Form(page, config.Run)
+        text = SettingsText(page, form)
+    values = edited(form, tuner="freeze", tuner__freeze__layers=3, training__seed=7, name="a b")
+    yaml, command = text._tell(*values)
+    assert config.load(yaml, "x") == form.job(values)
+    assert command == "tuneboard train 'name=a b' tuner.kind=freeze tuner.layers=3 training.seed=7"
+    updates = text._load(yaml, "en", [], *form.defaults())
+    back = [update["value"] for update in updates[: len(form.inputs)]]
+    assert form.job(back) == form.job(values)
+
+
+@pytest.mark.parametrize(
+    "text", ["tuner: [", "- a", "foo: 1", "kind: export", None, 5, "tuner: {rank: x}", "a: &x 1\nb: *x"]
+)
+def test_wrong_yaml_leaves_the_fields_alone(tmp_path, text):
+    with gr.Blocks():
+        page = make_page(tmp_path)
+        form = Form(page, config.Run)
+        panel = SettingsText(page, form)
+    updates = panel._load(text, "en", [], *form.defaults())
+    assert not any("value" in update for update in updates[: len(form.inputs)])
+    assert updates[form.outputs.index(form.note)]["value"]
