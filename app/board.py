@@ -19,7 +19,7 @@ from fastapi import FastAPI
 
 from app.guard import Guard, allowed_hosts, is_loopback
 from app.i18n import LANGUAGES, number, pick, tr
-from app.lean import gr  # before all that imports gradio
+from app.lean import gr, growing  # before all that imports gradio
 from app.live import BUSY, IDLE
 from app.page import QUIET, TELLING, Page
 from app.sessions import MIN_PASSWORD, Sessions, load_secret
@@ -195,9 +195,9 @@ def serve(
     state = workspace / ".tuneboard"
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     sessions = Sessions(load_secret(state / "secret"), address, _again, password)
-    guarded = Guard(
-        application(workspace, allowed, run), hosts=allowed_hosts(port, _names(host, hosts)), sessions=sessions
-    )
+    with growing():
+        bare = application(workspace, allowed, run)
+    guarded = Guard(bare, hosts=allowed_hosts(port, _names(host, hosts)), sessions=sessions)
     _welcome(sessions, workspace)
     # Open pages hold streams that never end by themselves: they must not keep the board from ending.
     config = uvicorn.Config(
@@ -225,13 +225,13 @@ def _listen(host: str, port: int) -> socket.socket:
             listener.bind((host, candidate))
         except PermissionError:
             listener.close()
-            raise InputError("cli.port_denied", port=candidate) from None
+            raise InputError("cli.port_denied", port=str(candidate)) from None
         except OSError:
             listener.close()
             continue
         listener.listen(128)
         return listener
-    raise InputError("cli.port_taken", port=port, holder=_holder(port))
+    raise InputError("cli.port_taken", port=str(port), holder=_holder(port))
 
 
 def _holder(port: int) -> str:
@@ -247,13 +247,18 @@ def _holder(port: int) -> str:
 
 def _welcome(sessions: Sessions, workspace: Path) -> None:
     """Print where the board is and how to come in, in the language of the terminal."""
-    lang = pick((os.environ.get("LC_ALL") or os.environ.get("LANG") or "")[:2])
+    lang = _spoken()
     _print(f"{tr(lang, 'ui.board.link')}\n\n    {sessions.link()}\n")
     _print(tr(lang, "ui.board.workspace", folder=workspace / "runs"))
 
 
 def _again(link: str) -> None:
-    _print(f"{tr('en', 'ui.board.again')} {link}")
+    _print(f"{tr(_spoken(), 'ui.board.again')} {link}")
+
+
+def _spoken() -> str:
+    """Return the language of the terminal."""
+    return pick((os.environ.get("LC_ALL") or os.environ.get("LANG") or "")[:2])
 
 
 def _print(text: str) -> None:

@@ -39,7 +39,7 @@ class Page:
     """The views of the runs, read once for all who look."""
 
     def say(self, component: Component, **keys: str) -> Component:
-        """Give a component its texts by locale key (label="ui.chat.seed") now and whenever the language changes."""
+        """Give a component its texts by locale key (label="ui.board.run") now and whenever the language changes."""
         for name, key in keys.items():
             setattr(component, name, tr("en", key))
         self.texts.append((component, keys))

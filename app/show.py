@@ -78,7 +78,7 @@ def phase(language: str, view: View) -> str:
     state = view.state
     if view.status == "running" and state.phase:
         told = {k: number(language, v) if isinstance(v, int) else v for k, v in state.phase_params.items()}
-        return tr(language, f"ui.phase.{state.phase}", **dict.fromkeys(COUNTS, ABSENT) | told)
+        return tr(language, f"message.phase.{state.phase}", **dict.fromkeys(COUNTS, ABSENT) | told)
     if view.status == "done" and state.job == "train" and isinstance(loss := last_loss(view), int | float):
         return tr(language, "ui.live.ended_loss", loss=number(language, float(loss)))
     return tr(language, f"ui.live.{view.status}")

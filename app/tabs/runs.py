@@ -44,9 +44,8 @@ def build(page: Page) -> None:
             stop = page.say(gr.Button(elem_id="tb-runs-stop", size="sm", visible=False), value="ui.live.stop")
             resume = page.say(gr.Button(elem_id="tb-runs-resume", size="sm", visible=False), value="ui.live.resume")
             clone = page.say(gr.Button(elem_id="tb-runs-clone", size="sm", visible=False), value="ui.live.clone")
-            delete = page.say(
-                gr.Button(elem_id="tb-runs-delete", size="sm", variant="stop", visible=False), value="ui.runs.delete"
-            )
+            delete = gr.Button(elem_id="tb-runs-delete", size="sm", variant="stop", visible=False)
+            page.say(delete, value="ui.runs.delete")
         with gr.Row(visible=False, elem_classes=["tb-confirm"]) as confirm:
             question = gr.HTML(elem_id="tb-runs-question")
             yes = page.say(gr.Button(elem_id="tb-runs-yes", variant="stop", size="sm"), value="ui.runs.yes")

@@ -161,6 +161,18 @@ def note_order(rng):
     return key, f"{ask}\n{text}", [shape.format(**order)]
 
 
+def quote(rng):
+    """Put words in quotes, in braces or in a pair."""
+    first, second = (rng.choice([some_word(rng), rng.choice(["item", "color", "count", "to"])]) for _ in range(2))
+    number = rng.randint(0, 99)
+    ask, answer = rng.choice([
+        (f"Put these words in quotes: {first}, {second}", f'"{first}", "{second}"'),
+        (f"Put these words in braces: {first}, {second}", f'{{"{first}", "{second}"}}'),
+        (f"Pair {first} with {second}.", f'"{first}": "{second}"'),
+        (f"Pair {first} with {number} in braces.", f'{{"{first}": {number}}}')])
+    return ask, ask, [answer]
+
+
 def opposite(rng):
     """The opposite of a word."""
     word = rng.choice(sorted(ANTONYMS))
@@ -244,9 +256,9 @@ def unknown(rng):
     return ask + topic, ask.format(topic), UNKNOWN
 
 
-SKILLS = [note_order, color_of, who_has, how_many, thing_of, opposite, plural, digits, spell, sort_letters, persona,
-          unknown]
-SHARES = [12, 3, 3, 3, 3, 1, 2, 1, 2, 1, 2, 1]
+SKILLS = [note_order, quote, color_of, who_has, how_many, thing_of, opposite, plural, digits, spell, sort_letters,
+          persona, unknown]
+SHARES = [12, 4, 3, 3, 3, 3, 1, 2, 1, 2, 1, 2, 1]
 """How often each skill is practised, against the others."""
 
 

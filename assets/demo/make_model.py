@@ -101,8 +101,7 @@ def optimizers(model, peak):
     matrices = [p for name, p in model.named_parameters() if p.dim() > 1 and "embed" not in name]
     norms = [p for p in model.parameters() if p.dim() < 2]
     return [torch.optim.Muon(matrices, lr=4 / 3 * peak, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW([{"params": [model.model.embed_tokens.weight], "weight_decay": 0.05},
-                               {"params": norms, "weight_decay": 0.0}], lr=peak, betas=(0.9, 0.98))]
+            torch.optim.AdamW([model.model.embed_tokens.weight, *norms], lr=peak, betas=(0.9, 0.98), weight_decay=0.0)]
 
 
 def train(model, rows, steps, peak, name):
@@ -190,7 +189,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "model")
     parser.add_argument("--quick", action="store_true", help="a smoke of some seconds; the model learns nothing")
-    parser.add_argument("--steps", type=int, nargs=2, default=[250, 2000], metavar=("TEXT", "CHAT"))
+    parser.add_argument("--steps", type=int, nargs=2, default=[200, 2400], metavar=("TEXT", "CHAT"))
     parser.add_argument("--seed", type=int, default=11)
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -11,7 +11,10 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app import board
-from app.show import CONTROL, log_tail
+from app.lean import gr
+from app.live import Live, Seen
+from app.page import Page
+from app.show import CONTROL, head, log_tail
 from core import config, runs
 from core.errors import InputError
 from core.events import Writer
@@ -106,11 +109,13 @@ def test_nonsense_gives_no_traceback(client, wrong):
 
 def test_a_stranger_network_needs_a_password(tmp_path, monkeypatch):
     monkeypatch.delenv("TUNEBOARD_PASSWORD", raising=False)
-    with pytest.raises(InputError, match=r"cli\.board_password"):
+    with pytest.raises(InputError) as caught:
         board.serve(tmp_path, host="0.0.0.0")
+    assert caught.value.code == "cli.board_password"
     monkeypatch.setenv("TUNEBOARD_PASSWORD", "short")
-    with pytest.raises(InputError, match=r"cli\.board_password_short"):
+    with pytest.raises(InputError) as caught:
         board.serve(tmp_path, host="0.0.0.0")
+    assert caught.value.code == "cli.board_password_short"
 
 
 def test_a_taken_port_names_its_holder():
@@ -141,3 +146,42 @@ def test_the_log_is_short_and_plain(tmp_path):
     assert len(tail) <= 200
     assert tail[-3:] == ["red", "99%", "last �"]
     assert not CONTROL.search("\n".join(tail))
+
+
+@pytest.fixture
+def live(tmp_path):
+    with gr.Blocks():
+        with gr.Tabs() as tabs:
+            page = Page(tmp_path, gr.State("en"), gr.State(""), tabs, gr.State(("", 0)))
+        return Live(page)
+
+
+def test_a_tick_sends_only_what_is_new(live, tmp_path):
+    folder = make_run(tmp_path)
+    first = dict(zip(map(id, live.outputs), live.tick("one", "en", Seen()), strict=True))
+    assert "Loss" in first[id(live.charts)]["value"]
+    seen = first[id(live.seen)]
+    quiet = dict(zip(map(id, live.outputs), live.tick("one", "en", seen), strict=True))
+    assert all(quiet[id(part)] == gr.skip() for part in (live.head, live.charts, live.log, live.stop, live.timer))
+    events = Writer(folder)
+    events.write("step", step=21, total=30, loss=0.5)
+    later = dict(zip(map(id, live.outputs), live.tick("one", "en", seen), strict=True))
+    assert later[id(live.charts)] != gr.skip() and later[id(live.log)] == gr.skip()
+    other = dict(zip(map(id, live.outputs), live.tick("one", "ru", seen), strict=True))
+    assert all(other[id(part)] != gr.skip() for part in (live.head, live.charts, live.log, live.stop))
+
+
+def test_a_run_that_went_away_leaves_the_page_alive(live, tmp_path):
+    folder = make_run(tmp_path)
+    seen = live.tick("one", "en", Seen())[-1]
+    runs.delete(folder)
+    answer = live.tick("one", "en", seen)
+    assert "Start the demo" not in str(answer[0]) and answer[live.outputs.index(live.first)]["visible"]
+
+
+@pytest.mark.parametrize("status", ["failed", "killed", "out_of_memory", "nan", "lost"])
+def test_a_bad_end_says_what_to_do(tmp_path, status):
+    folder = make_run(tmp_path)
+    runs.write_json(folder / "exit.json", {"status": 1, "signal": 9, "cause": status, "ended": 1.0, "peak_bytes": 5})
+    html = head("en", runs.look(folder))
+    assert 'role="alert"' in html and "tb-chip-" in html
