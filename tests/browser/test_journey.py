@@ -20,15 +20,15 @@ from core import config, runs
 
 pytestmark = pytest.mark.browser
 MINUTE = 60_000
-STEPS = 300
+STEPS = 3000
 SETTINGS = f"""
 name: journey
 model: {{path: tiny}}
 data: {{folder: data, train: [orders], eval_share: 0.1}}
-training: {{epochs: 0, max_steps: {STEPS}, batch_size: 4, eval_every: 50}}
+training: {{epochs: 0, max_steps: {STEPS}, batch_size: 4, eval_every: 500}}
 optimizer: {{learning_rate: 0.003}}
 tuner: {{kind: lora, rank: 4, alpha: 8.0}}
-saving: {{every: 100}}
+saving: {{every: 500}}
 hardware: {{device: cpu, threads: 1}}
 """
 
