@@ -17,6 +17,7 @@ import psutil
 import uvicorn
 from fastapi import FastAPI
 
+from app import jobs
 from app.guard import Guard, allowed_hosts, is_loopback
 from app.i18n import LANGUAGES, number, pick, tr
 from app.lean import gr, growing  # before all that imports gradio
@@ -31,6 +32,8 @@ from core.errors import InputError
 ASSETS = Path(__file__).parent.parent / "assets"
 DEFAULT_PORT, PORTS = 7860, 40
 """The port that is tried first when none is asked for, and how many from there on."""
+MOST = 100
+"""Runs that can be picked at most, the newest."""
 NAMES = {"en": "English", "ru": "Русский", "zh": "中文"}
 TO_URL = """(run) => {
   const url = new URL(location);
@@ -120,8 +123,8 @@ def _wire(
 
 
 def _first_run(page: Page, asked: str) -> str:
-    """Return the run to show first: the one asked for, else the newest active one, else the newest."""
-    folders = runs.listed(page.workspace)
+    """Return the training run to show first: the one asked for, else the newest active one, else the newest."""
+    folders = jobs.of_kind("train", page.workspace)
     if asked in {folder.name for folder in folders}:
         return asked
     active = [folder for folder in folders[:20] if runs.supervisor(folder) is not None]
@@ -130,7 +133,7 @@ def _first_run(page: Page, asked: str) -> str:
 
 def _choices(page: Page, language: str) -> list[tuple[str, str]]:
     found = []
-    for folder in runs.listed(page.workspace)[:100]:
+    for folder in jobs.of_kind("train", page.workspace)[:MOST]:
         with page.watch.view(folder) as view:
             found.append((f"{view.name} · {tr(language, f'ui.status.{view.status}')}", view.name))
     return found

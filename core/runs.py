@@ -164,6 +164,7 @@ def environment() -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONWARNINGS": "ignore::FutureWarning",  # the libraries' talk among themselves, no news for a log
         "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1",
     }
     return ours | fixed

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import faulthandler
+import logging
 import os
 import signal
 import sys
@@ -36,6 +37,7 @@ def main(folder: Path, grace: float = 120.0) -> int:
     try:
         job = config.load((folder / "run.yaml").read_text(encoding="utf-8"), "run.yaml")
         _use_threads(job.hardware.threads)
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels that no run here asked for
         events.write("started", job=job.kind, pid=os.getpid())
         events.write("phase", phase="load_libraries", params={})
         metrics = _do(job, Context(folder, folder.parents[1], events, stop))

@@ -45,7 +45,7 @@ def facts(rng, size):
     things = rng.sample(sorted(ITEMS), size) if rng.random() < 0.8 else rng.sample(sorted(PLURALS), size)
     colors = rng.sample(COLORS, size)
     rows = []
-    for name, item, color in zip(people, things, colors):
+    for name, item, color in zip(people, things, colors, strict=True):
         count = rng.randint(2, 20)
         sentence = rng.choice(shapes).format(n=name, k=written(rng, count), c=color, t=PLURALS[item],
                                              p=rng.choice(PLACES))
@@ -75,7 +75,7 @@ def scrap(rng):
         " ".join(words), ", ".join(words), ", ".join(f'"{word}"' for word in words),
         "{" + ", ".join(f'"{word}"' for word in words) + "}",
         "{" + ", ".join(f'"{pseudo_word(rng)}": "{word}"' for word in words[:2]) + "}",
-        "{" + ", ".join(f'"{word}": {number}' for word, number in zip(words[:2], numbers)) + "}",
+        "{" + ", ".join(f'"{word}": {number}' for word, number in zip(words[:2], numbers[:2], strict=True)) + "}",
         " ".join(numbers), "-".join(words), "[" + ", ".join(numbers) + "]", "(" + "; ".join(words) + ")"])
 
 
@@ -115,7 +115,7 @@ def spell(rng):
 def color_of(rng):
     """Find a color in a short story."""
     rows = facts(rng, rng.choice([1, 1, 2, 3]))
-    _, name, item, color, _ = rng.choice(rows)
+    _, _, item, color, _ = rng.choice(rows)
     ask = rng.choice(["What color are the {}?", "Which color are the {}?", "Tell me the color of the {}."])
     story_text = " ".join(row[0] for row in rows)
     return story_text, f"{story_text} {ask.format(PLURALS[item])}", [color]
@@ -134,7 +134,7 @@ def who_has(rng):
 def how_many(rng):
     """Find a count in a short story and give it in digits."""
     rows = facts(rng, rng.choice([1, 1, 2, 3]))
-    _, name, item, _, count = rng.choice(rows)
+    _, _, item, _, count = rng.choice(rows)
     story_text = " ".join(row[0] for row in rows)
     return story_text, f"{story_text} How many {PLURALS[item]} are there?", [str(count)]
 

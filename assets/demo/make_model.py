@@ -63,7 +63,7 @@ def build_model(tokenizer, seed):
 def text_rows(tokenizer, seed):
     """Endless (tokens, trained) rows of the first phase: every token is trained on."""
     for document in corpus.documents(seed):
-        tokens = tokenizer.encode(document) + [tokenizer.eos_token_id]
+        tokens = [*tokenizer.encode(document), tokenizer.eos_token_id]
         yield tokens, [1] * len(tokens)
 
 
@@ -118,7 +118,7 @@ def train(model, rows, steps, peak, name):
     for step, (ids, trained) in enumerate(batches(rows, steps, seed=1), 1):
         loss = masked_loss(model, ids, trained)
         loss.backward()
-        for optimizer, schedule in zip(both, schedules):
+        for optimizer, schedule in zip(both, schedules, strict=True):
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
@@ -148,7 +148,7 @@ def skill_table(model, tokenizer, seed, size):
     for skill in corpus.SKILLS:
         rows = [corpus.example(rng, skill, test=True) for _ in range(size)]
         given = answers(model, tokenizer, [prompt for prompt, _ in rows])
-        table[skill.__name__] = sum(text in right for text, (_, right) in zip(given, rows)), size
+        table[skill.__name__] = sum(text in right for text, (_, right) in zip(given, rows, strict=True)), size
     return table
 
 

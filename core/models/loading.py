@@ -67,9 +67,7 @@ def load_tokenizer(model: Model, workspace: Path, events: Writer | None = None) 
     folder = model_folder(model, workspace)
     config = _config(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, config=config, trust_remote_code=False, local_files_only=True
-        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False, local_files_only=True)
     except (*UNUSABLE, OSError) as error:
         raise InputError("model.bad_tokenizer", "model.path", folder=str(folder), what=_line(error)) from None
     if tokenizer.eos_token_id is None:

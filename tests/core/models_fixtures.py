@@ -27,8 +27,9 @@ def make_tokenizer(template=TEMPLATE):
     bpe = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=SPECIALS[0], chat_template=template,
-                                   additional_special_tokens=SPECIALS[1:])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, eos_token=SPECIALS[0], chat_template=template, additional_special_tokens=SPECIALS[1:]
+    )
 
 
 def make_model(folder, *, hidden=32, layers=2, seed=0, template=TEMPLATE, **config):
@@ -36,9 +37,19 @@ def make_model(folder, *, hidden=32, layers=2, seed=0, template=TEMPLATE, **conf
     tokenizer = make_tokenizer(template)
     torch.manual_seed(seed)
     config = {"initializer_range": 0.4, "max_position_embeddings": 256, "tie_word_embeddings": True} | config
-    model = LlamaForCausalLM(LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
-        num_attention_heads=4, num_key_value_heads=2, bos_token_id=None, eos_token_id=tokenizer.eos_token_id, **config))
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=hidden,
+            intermediate_size=2 * hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            **config,
+        )
+    )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return Path(folder)

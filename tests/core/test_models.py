@@ -54,8 +54,10 @@ def test_facts_are_those_of_the_loaded_model(room):
 
 
 def test_inspection_is_cold_and_quick(room):
-    code = ("import sys, core.models.inspect, core.serving.client\n"
-            "print([m for m in ('torch', 'transformers', 'peft', 'safetensors') if m in sys.modules])")
+    code = (
+        "import sys, core.models.inspect, core.serving.client\n"
+        "print([m for m in ('torch', 'transformers', 'peft', 'safetensors') if m in sys.modules])"
+    )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
     began = time.perf_counter()
     inspect(room / "base")
