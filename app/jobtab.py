@@ -109,17 +109,23 @@ def follow_base(page: Page, form: Form, field: str) -> None:
 
 
 def suggest(page: Page, form: Form, field: str) -> None:
-    """Choose what was tuned, and its base: the run that the page shows, else the newest, when nothing is chosen yet."""
+    """Choose what was tuned, and its base: the run that the reader asks for in the live panel.
+
+    When nothing is chosen yet, the run that the page shows, else the newest.
+    """
     fields = [form.fields[field], form.fields["model.path"]]
 
     def choose(run: str, chosen: Any) -> list[Any]:
-        wish = wished(page, run) if not chosen else ""
-        if not wish:
+        return adopt((wished(page, run) if not chosen else "", 0), chosen)
+
+    def adopt(wish: tuple[str, int], chosen: Any) -> list[Any]:
+        if not wish[0]:
             return [gr.skip()] * len(fields)
-        model = jobs.base(wish, page.workspace)
-        return [[wish] if isinstance(chosen, list) else wish, model["path"]]
+        model = jobs.base(wish[0], page.workspace)
+        return [[wish[0]] if isinstance(chosen, list) else wish[0], model["path"]]
 
     retell(page, form, gr.on([page.run.change, page.tabs.select], choose, [page.run, fields[0]], fields, **QUIET))
+    retell(page, form, page.subject.change(adopt, [page.subject, fields[0]], fields, **QUIET))
 
 
 def wished(page: Page, run: str) -> str:

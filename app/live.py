@@ -78,8 +78,9 @@ class Live:
         self.stop.click(self._on(runs.stop), page.run, None, **QUIET).then(**again)
         self.resume.click(self._on(runs.resume), [page.run, page.language], None, **QUIET).then(**again)
         self.first.click(self._demo, None, page.run, trigger_mode="once", **TELLING)
-        self.clone.click(lambda run, wish: (run, wish[1] + 1), [page.run, page.clone], page.clone, **TELLING)
+        self.clone.click(_wish, [page.run, page.clone], page.clone, **TELLING)
         for key, button in (("chat", self.chat), ("evaluate", self.evaluate), ("export", self.export)):
+            button.click(_wish, [page.run, page.subject], page.subject, **TELLING)
             button.click(open_tab(key), None, page.tabs, **QUIET)
 
     # handlers
@@ -155,6 +156,11 @@ class Live:
 def open_tab(key: str) -> Callable[[], Any]:
     """Return the handler that turns to a tab."""
     return lambda: gr.update(selected=key)
+
+
+def _wish(run: str, before: tuple[str, int]) -> tuple[str, int]:
+    """Return the wish that something be done with a run; the number tells it from the same wish before."""
+    return run, before[1] + 1
 
 
 def _log(language: str, text: str) -> str:

@@ -80,7 +80,7 @@ class RunState:
             if isinstance(value := event.get(name), int | float):
                 self.curves[name].add(self.step, value)
         if isinstance(loss := event.get("loss"), int | float):
-            self._smooth = loss if self._smooth is None else 0.9 * self._smooth + 0.1 * loss
+            self._smooth = loss if self._smooth is None else 0.8 * self._smooth + 0.2 * loss
             self.curves["smooth"].add(self.step, self._smooth)
         steps = self.step - int(before.get("step", self.step))
         if steps > 0 and (took := event["time"] - before["time"]) >= 0:

@@ -137,6 +137,7 @@ def _wire_load(
     seen = [page.run, served, form.fields["tuned"]]
     jobtab.retell(page, form, gr.on(arriving, found, seen, [*form.inputs, served], **TELLING))
     jobtab.follow_base(page, form, "tuned")
+    jobtab.suggest(page, form, "tuned")
 
 
 def _wire_ask(

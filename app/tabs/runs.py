@@ -88,7 +88,7 @@ class _Listing:
         html = _table(self.page, language, folders, name)
         if html == before:
             return [gr.skip()] * 10
-        title = f"<h2>{escape(name)}</h2>"
+        title = f"<h2>{escape(name)}</h2>" if name else ""
         return [html, gr.update(visible=not names), title, *self._bar(name), name, html]
 
     def _bar(self, name: str) -> list[Any]:

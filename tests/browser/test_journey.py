@@ -160,7 +160,8 @@ def test_evaluate_base_and_tuned(page: Page, board: Board) -> None:
 
 
 def test_chat_base_beside_tuned(page: Page, board: Board) -> None:
-    tab(page, "chat")
+    tab(page, "train")
+    page.locator("#tb-next-chat").click()  # which also says whom to chat with
     page.locator("#tb-chat-load").click()
     expect(page.locator("#tb-chat-status")).to_contain_text("journey", timeout=2 * MINUTE)
     box = page.locator("#tb-chat-input textarea")
