@@ -1,6 +1,6 @@
 """The time from the command to a page that answers, and the weight of the board; beside a one-button gradio app.
 
-`python bench/board.py [RUNS]` starts the two in turn (A B A B ...) and prints medians and their ratio. The board signs in
+`python bench/board.py [RUNS]` starts the two in turn (A B A B ...), prints medians and their ratio. The board signs in
 with its one-time link and waits for /config, which is what a browser needs to draw the page.
 """
 
