@@ -6,8 +6,7 @@ import importlib
 import os
 import pkgutil
 import socket
-import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from html import escape
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from app import jobs
+from app.cli_speak import note, say
 from app.guard import Guard, allowed_hosts, is_loopback
 from app.i18n import LANGUAGES, number, pick, tr
 from app.lean import gr, growing  # before all that imports gradio
@@ -180,28 +180,34 @@ def serve(
     workspace: Path,
     *,
     host: str = "127.0.0.1",
-    port: int = DEFAULT_PORT,
+    port: int | None = None,
     allowed: tuple[Path, ...] = (),
     hosts: Iterable[str] = (),
     run: str = "",
+    ready: Callable[[str], None] = lambda link: None,
 ) -> None:
-    """Serve the board until it is interrupted. Raises InputError where address or password won't do."""
+    """Serve the board until it is interrupted; `ready` hears the link that lets a browser in.
+
+    Raises InputError where address or password won't do.
+    """
     password = os.environ.get("TUNEBOARD_PASSWORD") or None
     if password is None and not is_loopback(host):
         raise InputError("cli.board_password", host=host)
     if password is not None and len(password) < MIN_PASSWORD:
         raise InputError("cli.board_password_short", length=MIN_PASSWORD)
     listener = _listen(host, port)
-    port = listener.getsockname()[1]
+    bound = listener.getsockname()[1]
     name = f"[{host}]" if ":" in host else host
-    address = f"http://{'127.0.0.1' if name in ('0.0.0.0', '[::]') else name}:{port}"
+    address = f"http://{'127.0.0.1' if name in ('0.0.0.0', '[::]') else name}:{bound}"
     state = workspace / ".tuneboard"
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     sessions = Sessions(load_secret(state / "secret"), address, _again, password)
     with growing():
         bare = application(workspace, allowed, run)
-    guarded = Guard(bare, hosts=allowed_hosts(port, _names(host, hosts)), sessions=sessions)
-    _welcome(sessions, workspace)
+    guarded = Guard(bare, hosts=allowed_hosts(bound, _names(host, hosts)), sessions=sessions)
+    link = sessions.link()
+    _welcome(link, workspace)
+    ready(link)
     # Open pages hold streams that never end by themselves: they must not keep the board from ending.
     config = uvicorn.Config(
         guarded,
@@ -218,10 +224,11 @@ def _names(host: str, hosts: Iterable[str]) -> list[str]:
     return [*hosts, *([] if host in ("0.0.0.0", "::", "") else [host])]
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int | None) -> socket.socket:
     """Return a listening socket: at the port asked for, or from the default one on at the first that is free."""
+    first = port or DEFAULT_PORT
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    for candidate in range(port, port + (PORTS if port == DEFAULT_PORT else 1)):
+    for candidate in range(first, first + (1 if port else PORTS)):
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -234,7 +241,7 @@ def _listen(host: str, port: int) -> socket.socket:
             continue
         listener.listen(128)
         return listener
-    raise InputError("cli.port_taken", port=str(port), holder=_holder(port))
+    raise InputError("cli.port_taken", port=str(first), holder=_holder(first))
 
 
 def _holder(port: int) -> str:
@@ -248,24 +255,14 @@ def _holder(port: int) -> str:
     return "?"
 
 
-def _welcome(sessions: Sessions, workspace: Path) -> None:
-    """Print where the board is and how to come in, in the language of the terminal."""
-    lang = _spoken()
-    _print(f"{tr(lang, 'ui.board.link')}\n\n    {sessions.link()}\n")
-    _print(tr(lang, "ui.board.workspace", folder=workspace / "runs"))
+def _welcome(link: str, workspace: Path) -> None:
+    """Print where the board is and how to come in."""
+    note(f"{say('link')}\n\n    {link}\n")
+    note(say("workspace", folder=workspace / "runs"))
 
 
 def _again(link: str) -> None:
-    _print(f"{tr(_spoken(), 'ui.board.again')} {link}")
-
-
-def _spoken() -> str:
-    """Return the language of the terminal."""
-    return pick((os.environ.get("LC_ALL") or os.environ.get("LANG") or "")[:2])
-
-
-def _print(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    note(f"{say('again')} {link}")
 
 
 def _asset(name: str) -> str:

@@ -209,20 +209,21 @@ def doctor(place: Place = None, as_json: Json = False) -> None:
 @command("board")
 def board(
     host: Annotated[str, option("host", "--host")] = "127.0.0.1",
-    port: Annotated[int, option("port", "--port", min=1, max=65535)] = 7860,
+    port: Annotated[int | None, option("port", "--port", min=1, max=65535)] = None,
     place: Place = None,
     allow: Annotated[list[Path] | None, option("allow", "--allow")] = None,
     allowed_host: Annotated[list[str] | None, option("allowed_host", "--allowed-host")] = None,
+    as_json: Json = False,
 ) -> None:
-    with answering(False):
-        open_board(room(place), host, port, allow or [], allowed_host or [])
+    with answering(as_json) as answer:
+        open_board(answer, room(place), host, port, allow or [], allowed_host or [])
 
 
 @command("demo")
 def demo(
     headless: Annotated[bool, option("headless", "--headless")] = False,
     host: Annotated[str, option("host", "--host")] = "127.0.0.1",
-    port: Annotated[int, option("port", "--port", min=1, max=65535)] = 7860,
+    port: Annotated[int | None, option("port", "--port", min=1, max=65535)] = None,
     place: Place = None,
     as_json: Json = False,
 ) -> None:
@@ -234,14 +235,20 @@ def demo(
             demonstrate(job, room(place), answer)
         else:
             folder = start(job, room(place), answer)
-            open_board(room(place), host, port, [], [], run=folder.name)
+            open_board(answer, room(place), host, port, [], [], run=folder.name)
 
 
-def open_board(place: Path, host: str, port: int, allow: list[Path], hosts: list[str], run: str = "") -> None:
-    """Serve the board until it is interrupted."""
+def open_board(
+    answer: Answer, place: Path, host: str, port: int | None, allow: list[Path], hosts: list[str], run: str = ""
+) -> None:
+    """Serve the board until it is interrupted; say its link as soon as it can be opened."""
     from app.board import serve  # gradio: seconds and hundreds of MB, for this command only
 
-    serve(place, host=host, port=port, allowed=tuple(allow), hosts=tuple(hosts), run=run)
+    def ready(link: str) -> None:
+        answer.fields |= {"link": link, "workspace": str(place)}
+        answer.tell()
+
+    serve(place, host=host, port=port, allowed=tuple(allow), hosts=tuple(hosts), run=run, ready=ready)
 
 
 def from_tuned(reference: str, place: Path) -> dict:

@@ -72,6 +72,14 @@ class Answer:
         if not self.as_json:
             out(*what)
 
+    def tell(self) -> None:
+        """With --json: print the one object, now; nothing more comes after it."""
+        if self.as_json:
+            errors = [{"code": p.code, "place": p.place, "params": p.params, "text": text(p)} for p in self.errors]
+            sys.stdout.write(json.dumps({**self.fields, "errors": errors}, ensure_ascii=False) + "\n")
+            sys.stdout.flush()
+            self.as_json = False
+
 
 @contextmanager
 def answering(as_json: bool) -> Iterator[Answer]:
@@ -85,9 +93,7 @@ def answering(as_json: bool) -> Iterator[Answer]:
         answer.status = 20
     for problem in answer.errors:
         note(f"{problem.code}  {_place(problem)}{text(problem)}", style="red")
-    if as_json:
-        errors = [{"code": p.code, "place": p.place, "params": p.params, "text": text(p)} for p in answer.errors]
-        sys.stdout.write(json.dumps({**answer.fields, "errors": errors}, ensure_ascii=False) + "\n")
+    answer.tell()
     raise typer.Exit(answer.status)
 
 

@@ -134,7 +134,7 @@ def test_the_default_port_gives_way(monkeypatch):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         monkeypatch.setattr(board, "DEFAULT_PORT", taken.getsockname()[1])
-        with board._listen("127.0.0.1", board.DEFAULT_PORT) as other:
+        with board._listen("127.0.0.1", None) as other:
             assert other.getsockname()[1] != taken.getsockname()[1]
 
 
@@ -185,3 +185,16 @@ def test_a_bad_end_says_what_to_do(tmp_path, status):
     runs.write_json(folder / "exit.json", {"status": 1, "signal": 9, "cause": status, "ended": 1.0, "peak_bytes": 5})
     html = head("en", runs.look(folder))
     assert 'role="alert"' in html and "tb-chip-" in html
+
+
+def test_the_command_tells_its_link_as_one_json_object(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "app.cli", "board", "--json", "--port", str(port), "-w", str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        first = process.stdout.readline()
+        process.terminate()
+        rest = process.stdout.read()
+    assert json.loads(first)["link"].startswith(f"http://127.0.0.1:{port}/?token=")
+    assert rest == ""
