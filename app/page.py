@@ -32,10 +32,10 @@ class Page:
     tabs: gr.Tabs
     clone: gr.State
     """(name of the run that the Train form shall take its settings from, a number that makes each wish a change)."""
+    subject: gr.State
+    """(name of the run that the other tabs shall be about, a number that makes each wish a change)."""
     allowed: tuple[Path, ...] = ()
     """Folders outside the workspace that may be read, too."""
-    subject: gr.State = field(default_factory=lambda: gr.State(("", 0)))
-    """(name of the run that the other tabs shall be about, a number that makes each wish a change)."""
     texts: list[tuple[Block, dict[str, str]]] = field(default_factory=list)
     watch: Watch = field(default_factory=Watch)
     """The views of the runs, read once for all who look."""

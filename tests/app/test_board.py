@@ -152,7 +152,7 @@ def test_the_log_is_short_and_plain(tmp_path):
 def live(tmp_path):
     with gr.Blocks():
         with gr.Tabs() as tabs:
-            page = Page(tmp_path, gr.State("en"), gr.State(""), tabs, gr.State(("", 0)))
+            page = Page(tmp_path, gr.State("en"), gr.State(""), tabs, gr.State(("", 0)), gr.State(("", 0)))
         return Live(page)
 
 
