@@ -6,14 +6,18 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from core import config, runs
+from core import config, preflight, runs
 from core.errors import InputError
 from core.models.inspect import inspect_adapter
 from core.workspace import tuned
 
 
 def start(job: config.Job, workspace: Path) -> Path:
-    """Make a run folder for a job and launch it, detached; return the folder."""
+    """Make a run folder for a job and launch it, detached; return the folder.
+
+    Raises InputError for what can be seen to be wrong at once; nothing is made then.
+    """
+    preflight.check(job, workspace)
     folder = runs.create(job, workspace)
     runs.launch(folder)
     return folder

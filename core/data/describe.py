@@ -45,12 +45,12 @@ class Described:
     problem: Problem | None = None
 
 
-def sets(folder: Path) -> list[Described]:
+def sets(folder: Path, place: str = "data.folder") -> list[Described]:
     """Return the sets of a data folder: the described ones in their order, then files that no entry names.
 
-    Raises InputError when dataset_info.json itself can't be read.
+    Raises InputError at `place` when dataset_info.json itself can't be read.
     """
-    described = [_described(folder, name, entry) for name, entry in _entries(folder).items()]
+    described = [_described(folder, name, entry) for name, entry in _entries(folder, place).items()]
     taken = {d.path for d in described}
     files = sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES and p.name != FILE and p not in taken)
     return described + [Described(p.name, p) for p in files]
@@ -58,7 +58,7 @@ def sets(folder: Path) -> list[Described]:
 
 def find(folder: Path, name: str, place: str) -> Described:
     """Return the set of this name; raise InputError at `place` when there is none or it can't be trained on."""
-    known = {d.name: d for d in sets(folder)}
+    known = {d.name: d for d in sets(folder, f"{place.partition('.')[0]}.folder")}
     if name not in known:
         near = difflib.get_close_matches(name, known, 1, 0.5)
         usable = near or [d.name for d in known.values() if not d.problem][:10]
@@ -69,19 +69,19 @@ def find(folder: Path, name: str, place: str) -> Described:
     return found
 
 
-def _entries(folder: Path) -> dict[str, Any]:
+def _entries(folder: Path, place: str) -> dict[str, Any]:
     try:
         text = (folder / FILE).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         return {}
     except UnicodeDecodeError as error:
-        raise InputError("data.description", "data.folder", file=FILE, line=1, what=str(error)) from None
+        raise InputError("data.description", place, file=FILE, line=1, what=str(error)) from None
     try:
         entries = json.loads(text)
     except json.JSONDecodeError as error:
-        raise InputError("data.description", "data.folder", file=FILE, line=error.lineno, what=error.msg) from None
+        raise InputError("data.description", place, file=FILE, line=error.lineno, what=error.msg) from None
     if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
-        raise InputError("data.description", "data.folder", file=FILE, line=1, what="not an object of objects")
+        raise InputError("data.description", place, file=FILE, line=1, what="not an object of objects")
     return entries
 
 

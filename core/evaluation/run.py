@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +73,7 @@ def read_questions(evaluated: Evaluated, workspace: Path) -> list[Question]:
     folder = locate(evaluated.folder, workspace, "evaluated.folder")
     if not folder.is_dir():
         raise InputError("data.not_folder", "evaluated.folder", folder=str(folder))
-    try:
-        described = find(folder, evaluated.set, "evaluated.set")
-    except InputError as error:  # it blames the setting of a training run for a broken dataset_info.json
-        renamed = (replace(problem, place=problem.place.replace("data.", "evaluated.")) for problem in error.problems)
-        raise InputError("", problems=tuple(renamed)) from None
+    described = find(folder, evaluated.set, "evaluated.set")
     rows = conversations(described, folder, "evaluated.set")
     return [Question(asked, last["content"]) for *asked, last in itertools.islice(rows, evaluated.max_rows or None)]
 

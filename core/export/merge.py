@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from core.config import Export
 from core.errors import InputError, Stopped
 from core.export.card import card
+from core.export.target import target
 from core.models.adapters import load_adapter
 from core.models.answering import context_length
 from core.models.device import DTYPES
@@ -56,19 +57,19 @@ def export(job: Export, context: Context) -> dict[str, Any]:
     the file changed. Raises InputError, also when they differ (export.differs), and Stopped; the target is then as it
     was.
     """
-    target = _target(job, context)
+    final = target(job.folder or str(context.folder / "model"), context.workspace)
     source = _source(job, context)
-    _check_space(target, source.bytes)
-    aside = target.with_name(f".{target.name}.unfinished")
+    _check_space(final, source.bytes)
+    aside = final.with_name(f".{final.name}.unfinished")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
         metrics = _write_and_compare(job, source, aside, context)
-        os.replace(aside, target)
+        os.replace(aside, final)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    context.events.write("saved", what="model", path=str(target))
-    return {"folder": str(target), **metrics}
+    context.events.write("saved", what="model", path=str(final))
+    return {"folder": str(final), **metrics}
 
 
 def _write_and_compare(job: Export, source: Source, aside: Path, context: Context) -> dict[str, Any]:
@@ -106,20 +107,6 @@ def logits(model: PreTrainedModel, ids_B_T: torch.Tensor) -> torch.Tensor:
     return model(input_ids=ids_B_T.to(model.device), use_cache=False).logits.float().cpu()
 
 
-def _target(job: Export, context: Context) -> Path:
-    """Return the folder to write; raise InputError unless it is empty or absent and can be written to."""
-    folder = context.workspace / Path(job.folder).expanduser() if job.folder else context.folder / "model"
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError("path.not_empty", "folder", path=str(folder))
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        raise InputError("path.not_writable", "folder", path=str(folder.parent)) from None
-    if not os.access(folder.parent, os.W_OK | os.X_OK):
-        raise InputError("path.not_writable", "folder", path=str(folder.parent))
-    return folder
-
-
 def _source(job: Export, context: Context) -> Source:
     """Return what is exported. Raises InputError at source or model.path."""
     if not job.source:
@@ -135,10 +122,10 @@ def _source(job: Export, context: Context) -> Source:
     return Source(model, adapter, dtype, facts.parameters * dtype.itemsize)
 
 
-def _check_space(target: Path, needed: int) -> None:
-    free = shutil.disk_usage(target.parent).free
+def _check_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder.parent).free
     if free < needed + SPARE_BYTES:
-        raise InputError("disk.full", "folder", path=str(target.parent), free=f"{free / 1e9:.1f} GB",
+        raise InputError("disk.full", "folder", path=str(folder.parent), free=f"{free / 1e9:.1f} GB",
                          needed=f"{(needed + SPARE_BYTES) / 1e9:.1f} GB")  # fmt: skip
 
 

@@ -162,16 +162,16 @@ def test_control_characters_never_reach_the_terminal():
     assert plain("a\x1b]0;evil\x07b\x9b2Jc\nd\te") == "a]0;evilb2Jc\nd\te"
 
 
-def test_a_missing_model_fails_with_2_in_a_process_of_its_own(tmp_path):
+def test_a_missing_model_is_refused_before_a_run_is_made(tmp_path):
     done = run("evaluate", "model.path=nowhere", "--json", workspace=tmp_path)
     found = only_object(done.stdout)
     assert done.returncode == 2, done.stderr
-    assert found["status"] == "failed" and found["errors"][0]["place"] == "model.path"
+    assert found["errors"][0]["place"] == "model.path" and not (tmp_path / "runs").exists()
     assert "Traceback" not in done.stderr and "nowhere" in done.stderr
 
 
 def test_detach_returns_at_once_and_stop_ends_the_run(tmp_path):
-    done = run("evaluate", "model.path=nowhere", "--detach", "--json", workspace=tmp_path)
+    done = run("evaluate", "--detach", "--json", workspace=tmp_path)
     found = only_object(done.stdout)
     assert done.returncode == 0 and Path(found["run"]).is_dir()
     assert run("runs", "stop", Path(found["run"]).name, workspace=tmp_path).returncode == 0

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
-from playwright.sync_api import Browser, BrowserContext, Page, Playwright, expect
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Playwright, expect
 
 ROOT = Path(__file__).resolve().parents[2]
 LINK = re.compile(r"(http://\S+\?token=\S+)")
@@ -25,6 +25,7 @@ CHROMIUM = [
     "--disable-component-update",
     "--disable-sync",
 ]
+LEAVING = ("AbortError", "Connection errored out")
 DESKTOP, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
 
 
@@ -95,12 +96,17 @@ def visitor(browser: Browser, board: Board, *, phone: bool = False, dark: bool =
     page = context.new_page()
     faults: list[str] = []
     page.on("pageerror", lambda error: faults.append(f"page error: {error}"))
-    page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
+    page.on("console", lambda message: faults.append(message.text) if is_fault(message) else None)
     page.on("request", lambda request: None if ours(request.url, board) else faults.append(f"outside: {request.url}"))
     page.faults = faults  # type: ignore[attr-defined]
     page.goto(board.link())
     expect(page.locator("#tb-start")).to_be_visible(timeout=60_000)
     return page
+
+
+def is_fault(message: ConsoleMessage) -> bool:
+    """Whether a message of the console is an error; a reload cuts what gradio was waiting for, and gradio says so."""
+    return message.type == "error" and not any(words in message.text for words in LEAVING)
 
 
 def ours(url: str, board: Board) -> bool:

@@ -1,0 +1,77 @@
+"""What can be seen to be wrong with a job before anything is started: files are read, no library is loaded.
+
+The engine checks the same and more, by the same functions; this spares the reader the seconds until it does.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from core.config import Evaluation, Export, Job, Run, Serving
+from core.data.describe import find
+from core.data.rows import conversations
+from core.errors import InputError
+from core.export.target import target
+from core.models.inspect import inspect, inspect_adapter
+from core.workspace import HUB_ID, locate, tuned
+
+SECONDS = 0.5
+"""How long rows are looked at; the engine reads all of them."""
+WHOLE_BYTES = 4 << 20
+"""A .json file is one value, read whole: larger ones are left to the engine."""
+
+
+def check(job: Job, workspace: Path) -> None:
+    """Raise InputError, at the setting it belongs to, for the first thing that is wrong."""
+    _check_model(job.model.path, workspace)
+    if isinstance(job, Run):
+        _check_rows(job.data.folder, job.data.train, "data.train", workspace)
+        if job.data.eval:
+            _check_rows(job.data.folder, [job.data.eval], "data.eval", workspace)
+    if isinstance(job, Evaluation):
+        _check_rows(job.evaluated.folder, [job.evaluated.set], "evaluated.set", workspace)
+    if isinstance(job, Evaluation | Serving):
+        for reference in job.tuned:
+            _check_tuned(reference, workspace, "tuned")
+    if isinstance(job, Export):
+        if not job.source:
+            raise InputError("config.missing", "source")
+        _check_tuned(job.source, workspace, "source")
+        if job.folder:
+            target(job.folder, workspace)
+
+
+def _check_model(path: str, workspace: Path) -> None:
+    try:
+        folder = locate(path, workspace, "model.path")
+    except InputError:
+        if HUB_ID.fullmatch(path):
+            return  # the engine looks for it on the hub
+        raise
+    inspect(folder)
+
+
+def _check_rows(path: str, names: list[str], place: str, workspace: Path) -> None:
+    """Look at the first rows of each set."""
+    root = f"{place.partition('.')[0]}.folder"
+    folder = locate(path, workspace, root)
+    if not folder.is_dir():
+        raise InputError("data.not_folder", root, folder=str(folder))
+    for name in names:
+        described = find(folder, name, place)
+        file = described.path
+        if file and file.suffix == ".json" and file.is_file() and file.stat().st_size > WHOLE_BYTES:
+            continue
+        until = time.monotonic() + SECONDS / len(names)
+        for _ in conversations(described, folder, place):
+            if time.monotonic() > until:
+                break
+
+
+def _check_tuned(reference: str, workspace: Path, place: str) -> None:
+    folder = tuned(reference, workspace, place)
+    if (folder / "config.json").exists():
+        inspect(folder, place)
+    else:
+        inspect_adapter(folder, place)

@@ -1,0 +1,88 @@
+"""What is wrong is said before anything is started: at its setting, in no time, without a library of training."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from core import config, preflight, runs
+from core.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def broken(tiny_model, tiny_data, tmp_path):
+    """A workspace with a good model and set, and bad ones beside them."""
+    for name in ("good", "no-tokenizer", "cut", "pickled"):
+        shutil.copytree(tiny_model, tmp_path / name)
+    for file in (tmp_path / "no-tokenizer").glob("*token*"):
+        file.unlink()
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    (tmp_path / "pickled" / "model.safetensors").rename(tmp_path / "pickled" / "pytorch_model.bin")
+    shutil.copytree(tiny_data, tmp_path / "data")
+    lines = (tmp_path / "data" / "orders.jsonl").read_text().splitlines()
+    (tmp_path / "data" / "torn.jsonl").write_text("\n".join([*lines[:3], '{"instruction": "a', *lines[3:]]))
+    (tmp_path / "data" / "columns.jsonl").write_text('{"question": "a", "answer": "b"}\n')
+    described = json.loads((tmp_path / "data" / "dataset_info.json").read_text())
+    described |= {"torn": {"file_name": "torn.jsonl"}, "columns": {"file_name": "columns.jsonl"}}
+    (tmp_path / "data" / "dataset_info.json").write_text(json.dumps(described))
+    return tmp_path
+
+
+GOOD = {"model": {"path": "good"}, "data": {"folder": "data", "train": ["orders"]}}
+WRONG = {
+    "no model": ({"model": {"path": "nowhere"}}, "model.path", "path.missing"),
+    "no tokenizer": ({"model": {"path": "no-tokenizer"}}, "model.path", "model.no_tokenizer"),
+    "cut weights": ({"model": {"path": "cut"}}, "model.path", "model.bad_weights"),
+    "pickled weights": ({"model": {"path": "pickled"}}, "model.path", "model.unsafe"),
+    "no data": ({"data": {"folder": "nowhere"}}, "data.folder", "path.missing"),
+    "no set": ({"data": {"train": ["zzz"]}}, "data.train", "data.unknown_set"),
+    "no evaluation set": ({"data": {"eval": "zzz"}}, "data.eval", "data.unknown_set"),
+    "torn line": ({"data": {"train": ["torn"]}}, "data.train", "data.json"),
+    "other columns": ({"data": {"train": ["columns"]}}, "data.train", "data.no_column"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_bad_run_is_refused_at_its_setting(broken, case):
+    layer, place, code = WRONG[case]
+    with pytest.raises(InputError) as raised:
+        preflight.check(config.resolve(GOOD, layer), broken)
+    assert (raised.value.place, raised.value.code) == (place, code)
+
+
+def test_a_good_run_and_a_hub_model_pass(broken):
+    preflight.check(config.resolve(GOOD), broken)
+    preflight.check(config.resolve(GOOD, {"model": {"path": "org/some-model"}}), broken)
+
+
+@pytest.mark.parametrize(
+    ("layer", "place", "code"),
+    [
+        ({"kind": "evaluation", "evaluated": {"folder": "data", "set": "torn"}}, "evaluated.set", "data.json"),
+        ({"kind": "evaluation", "evaluated": {"folder": "good", "set": "x"}}, "evaluated.set", "data.unknown_set"),
+        ({"kind": "serving", "tuned": ["data"]}, "tuned", "adapter.no_config"),
+        ({"kind": "export"}, "source", "config.missing"),
+        ({"kind": "export", "source": "good", "folder": "data"}, "folder", "path.not_empty"),
+    ],
+)
+def test_a_bad_job_of_another_kind_is_refused_too(broken, layer, place, code):
+    with pytest.raises(InputError) as raised:
+        preflight.check(config.resolve({"model": {"path": "good"}}, layer), broken)
+    assert (raised.value.place, raised.value.code) == (place, code)
+
+
+def test_it_is_cold_and_makes_nothing(broken):
+    script = (
+        "import sys; from pathlib import Path; from core import config, preflight\n"
+        f"preflight.check(config.resolve({GOOD!r}), Path({str(broken)!r}))\n"
+        "print([m for m in ('torch', 'transformers', 'peft', 'datasets') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"
+    assert runs.listed(broken) == []
