@@ -6,11 +6,12 @@ The engine checks the same and more, by the same functions; this spares the read
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from core.config import Evaluation, Export, Job, Run, Serving
 from core.data.describe import find
-from core.data.rows import conversations
+from core.data.rows import ANSWERS, LEARNABLE, Broken, examples
 from core.errors import InputError
 from core.export.target import target
 from core.models.inspect import inspect, inspect_adapter
@@ -18,19 +19,18 @@ from core.workspace import HUB_ID, locate, tuned
 
 SECONDS = 0.5
 """How long rows are looked at; the engine reads all of them."""
-WHOLE_BYTES = 4 << 20
-"""A .json file is one value, read whole: larger ones are left to the engine."""
 
 
 def check(job: Job, workspace: Path) -> None:
     """Raise InputError, at the setting it belongs to, for the first thing that is wrong."""
     _check_model(job.model.path, workspace)
     if isinstance(job, Run):
-        _check_rows(job.data.folder, job.data.train, "data.train", workspace)
+        skip = job.data.skip_broken
+        _check_rows(job.data.folder, job.data.train, "data.train", workspace, LEARNABLE, skip=skip)
         if job.data.eval:
-            _check_rows(job.data.folder, [job.data.eval], "data.eval", workspace)
+            _check_rows(job.data.folder, [job.data.eval], "data.eval", workspace, LEARNABLE, skip=skip)
     if isinstance(job, Evaluation):
-        _check_rows(job.evaluated.folder, [job.evaluated.set], "evaluated.set", workspace)
+        _check_rows(job.evaluated.folder, [job.evaluated.set], "evaluated.set", workspace, ANSWERS)
     if isinstance(job, Evaluation | Serving):
         for reference in job.tuned:
             _check_tuned(reference, workspace, "tuned")
@@ -52,19 +52,21 @@ def _check_model(path: str, workspace: Path) -> None:
     inspect(folder)
 
 
-def _check_rows(path: str, names: list[str], place: str, workspace: Path) -> None:
-    """Look at the first rows of each set."""
+def _check_rows(
+    path: str, names: list[str], place: str, workspace: Path, wanted: Sequence[str], *, skip: bool = False
+) -> None:
+    """Look at the first rows of each set; those that lie elsewhere are left to the engine."""
     root = f"{place.partition('.')[0]}.folder"
     folder = locate(path, workspace, root)
     if not folder.is_dir():
         raise InputError("data.not_folder", root, folder=str(folder))
     for name in names:
         described = find(folder, name, place)
-        file = described.path
-        if file and file.suffix == ".json" and file.is_file() and file.stat().st_size > WHOLE_BYTES:
+        if described.hub or described.url:
             continue
         until = time.monotonic() + SECONDS / len(names)
-        for _ in conversations(described, folder, place):
+        broken = Broken() if skip else None
+        for _ in examples(described, folder, place, wanted=wanted, broken=broken):
             if time.monotonic() > until:
                 break
 

@@ -55,6 +55,41 @@ class Data(Spec):
     max_rows: int = knob(0, ge=0)
     """Row limit
     Use only so many rows of each set: good for a quick try. 0 uses all."""
+    template: str = knob("auto", min_length=1, max_length=100, pick="template")
+    """Template
+    How turns are laid out as one text. Auto takes the model's own chat template, or ChatML where it has none;
+    plain sets question and answer one after the other with nothing between."""
+    thinking: Literal["auto", "on", "off", "kept"] = knob("auto", expert=True)
+    """Thinking
+    What the template is told about reasoning. Off leaves thoughts out of the answers; kept asks it to leave those of
+    earlier turns in. Auto tells it nothing."""
+    truncation: Literal["end", "start", "prompt"] = knob("end", expert=True)
+    """Truncation
+    What an example that is too long loses: its end, its start, or the middle of the question, so that the whole
+    answer stays."""
+    skip_broken: bool = knob(False, expert=True)
+    """Skip broken rows
+    Leave out rows that can't be read and count them. Off, the first one stops the run and is named."""
+    mix: Literal["concat", "interleave_under", "interleave_over", "interleave_once"] = knob("concat")
+    """Mixing
+    How several sets are joined: one after the other, or by shares until the first set is used up (under), until all
+    have been used up, the small ones repeated (over), or until all have been used up once (once)."""
+    shares: list[float] = knob([], max_length=64, expert=True)
+    """Shares
+    How often each training set is drawn from when sets are interleaved, in their order: [0.7, 0.3]. Left empty: all
+    alike."""
+    packing: Literal["auto", "on", "off"] = knob("auto")
+    """Packing
+    Fill each place of a batch with several short examples, kept apart from each other: more speed on short rows. The
+    batch size then counts places of the cutoff length. Auto packs plain texts only."""
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> Data:
+        if self.shares and len(self.shares) != len(self.train):
+            raise PydanticCustomError("data.shares_count", "as many shares as sets")
+        if self.shares and (min(self.shares) <= 0 or abs(sum(self.shares) - 1) > 1e-6):
+            raise PydanticCustomError("data.shares_sum", "shares above 0 that make 1 together")
+        return self
 
 
 class Training(Spec):

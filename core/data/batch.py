@@ -1,27 +1,31 @@
-"""Encoded rows to batches: loading the sets of a run, splitting, padding, the order of the rows."""
+"""The sets of a run to what it learns from: read, encoded or taken from the cache, mixed, split."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import chain, islice
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase
-from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from core.data import cache, mix
 from core.data.describe import Described, find
-from core.data.encode import IGNORED, Encoded, encode
-from core.data.rows import conversations, regular
+from core.data.encode import Counts, Encoded, Encoder, joined
+from core.data.files import files
+from core.data.render import Renderer
+from core.data.rows import LEARNABLE, Broken, examples
+from core.data.tokens import Tokenizer
 from core.errors import InputError
 from core.sections import Data
 from core.workspace import locate
+
+Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -32,10 +36,61 @@ class Lessons:
     eval: Encoded
     fingerprint: str
     """sha256 over the files and what the description says of them."""
-    cut: int
-    """Rows longer than the cutoff."""
-    dropped: int
-    """Rows without a token to learn."""
+    counts: Counts
+    """What became of the rows of all sets."""
+
+
+@dataclass
+class Loader:
+    """Loads sets for one tokenizer with the settings of one run."""
+
+    data: Data
+    workspace: Path
+    tokenizer: PreTrainedTokenizerBase
+    train_on_prompt: bool = False
+    mask_history: bool = False
+    advance: Advance = lambda done: None
+
+    @cached_property
+    def folder(self) -> Path:
+        folder = locate(self.data.folder, self.workspace, "data.folder")
+        if not folder.is_dir():
+            raise InputError("data.not_folder", "data.folder", folder=str(folder))
+        return folder
+
+    @cached_property
+    def tokens(self) -> Tokenizer:
+        return Tokenizer(self.tokenizer)
+
+    def load(self, described: Described, place: str) -> tuple[Encoded, Counts, str]:
+        """Return (rows of tokens, what became of its rows, fingerprint) of a set."""
+        mark = fingerprint(described, self.folder, place)
+        settings = self.data.model_dump(include={"cutoff", "truncation", "thinking", "max_rows", "skip_broken"})
+        renderer = Renderer(self.tokenizer, thinking=self.data.thinking, mask_history=self.mask_history)
+        name = cache.key(
+            data=mark, settings=settings, options=renderer.options, mask_history=self.mask_history,
+            tokenizer=_sum(self.tokenizer), train_on_prompt=self.train_on_prompt,
+        )  # fmt: skip
+        home = cache.folder(self.workspace)
+        found = cache.read(home, name) if mark else None
+        if found is None:
+            found = self._encode(described, place, renderer)
+            if mark:
+                cache.write(home, name, *found)
+        encoded, counts = found
+        if not len(encoded):
+            code = "data.all_broken" if counts.broken and not counts.rows else "data.no_target"
+            raise InputError(code, place, cutoff=self.data.cutoff, name=described.name, count=counts.broken)
+        return encoded, counts, mark or hashlib.sha256(encoded.ids_N.tobytes()).hexdigest()
+
+    def _encode(self, described: Described, place: str, renderer: Renderer) -> tuple[Encoded, Counts]:
+        data = self.data
+        encoder = Encoder(renderer, self.tokens, data.cutoff, data.truncation, self.train_on_prompt)
+        broken = Broken() if data.skip_broken else None
+        rows = examples(described, self.folder, place, wanted=LEARNABLE, broken=broken)
+        encoded = encoder.encode(islice(rows, data.max_rows or None), self.advance)
+        encoder.counts.broken = broken.count if broken else 0
+        return encoded, encoder.counts
 
 
 def load(
@@ -45,29 +100,24 @@ def load(
     seed: int,
     *,
     train_on_prompt: bool = False,
-    advance: Callable[[int], None] = lambda done: None,
+    mask_history: bool = False,
+    advance: Advance = lambda done: None,
 ) -> Lessons:
-    """Read, check and encode the sets that `data` names; hold out a share when no evaluation set is named."""
-    folder = locate(data.folder, workspace, "data.folder")
-    if not folder.is_dir():
-        raise InputError("data.not_folder", "data.folder", folder=str(folder))
-    chosen = [find(folder, name, f"data.train.{i}") for i, name in enumerate(data.train)]
-    held = [find(folder, data.eval, "data.eval")] if data.eval else []
-
-    def encoded(sets: list[Described], place: str) -> tuple[Encoded, int, int]:
-        rows = chain.from_iterable(islice(conversations(s, folder, place), data.max_rows or None) for s in sets)
-        found = encode(rows, tokenizer, data.cutoff, train_on_prompt=train_on_prompt, advance=advance)
-        if not len(found[0]):
-            raise InputError("data.no_target", place, cutoff=data.cutoff)
-        return found
-
-    train, cut, dropped = encoded(chosen, "data.train")
-    if held:
-        evaluation, more_cut, more_dropped = encoded(held, "data.eval")
-        cut, dropped = cut + more_cut, dropped + more_dropped
-    else:
-        train, evaluation = split(train, data.eval_share, seed)
-    return Lessons(train, evaluation, fingerprint(chosen + held, folder), cut, dropped)
+    """Read, check, encode and mix the sets that `data` names; hold out a share when no evaluation set is named."""
+    loader = Loader(data, workspace, tokenizer, train_on_prompt, mask_history, advance)
+    chosen = [find(loader.folder, name, f"data.train.{i}") for i, name in enumerate(data.train)]
+    held = [find(loader.folder, data.eval, "data.eval")] if data.eval else []
+    loaded = [loader.load(described, "data.train") for described in chosen]
+    loaded_held = [loader.load(described, "data.eval") for described in held]
+    counts = sum((counts for _, counts, _ in loaded + loaded_held), Counts())
+    total = hashlib.sha256(json.dumps([mark for _, _, mark in loaded + loaded_held]).encode()).hexdigest()
+    parts = [encoded for encoded, _, _ in loaded]
+    held_out = [encoded for encoded, _, _ in loaded_held]
+    if not held:  # from each set before they are mixed, so that no repeated row is on both sides
+        parts, held_out = map(list, zip(*(split(part, data.eval_share, seed) for part in parts), strict=True))
+    train, evaluation = joined(parts), joined(held_out)
+    train = train.select(mix.order([len(part) for part in parts], data.mix, data.shares, seed))
+    return Lessons(train, evaluation, total, counts)
 
 
 def split(rows: Encoded, share: float, seed: int) -> tuple[Encoded, Encoded]:
@@ -77,55 +127,24 @@ def split(rows: Encoded, share: float, seed: int) -> tuple[Encoded, Encoded]:
     return rows.select(np.sort(order[count:])), rows.select(np.sort(order[:count]))
 
 
-def fingerprint(sets: Sequence[Described], folder: Path) -> str:
-    """Return the sha256 over the files of the sets and the names that the description gives their columns."""
+def fingerprint(described: Described, folder: Path, place: str) -> str:
+    """Return the sha256 over the files of a set and what its description says; "" where it lies elsewhere."""
+    if described.hub or described.url:
+        return ""
     total = hashlib.sha256()
-    for described in sets:
-        assert described.path is not None
-        with regular(described.path, folder, "data.folder").open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        names = described.names.model_dump() if described.names else {}
-        total.update(json.dumps([described.name, described.rows, names, digest], sort_keys=True).encode())
+    for path in files(described, folder, place):
+        with path.open("rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    names = described.names.model_dump() if described.names else {}
+    total.update(json.dumps([described.name, described.rows, described.encoding, names], sort_keys=True).encode())
     return total.hexdigest()
 
 
-@dataclass(frozen=True)
-class Padder:
-    """Collator: pads rows at their end to the longest of the batch."""
-
-    pad_id: Any  # an int: a tokenizer's attributes are annotated as anything
-
-    def __call__(self, rows: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
-        shape = len(rows), max(len(row["input_ids"]) for row in rows)
-        ids_B_T = torch.full(shape, self.pad_id)
-        labels_B_T, mask_B_T = torch.full(shape, IGNORED), torch.zeros(shape, dtype=torch.long)
-        for i, row in enumerate(rows):
-            length = len(row["input_ids"])
-            ids_B_T[i, :length] = torch.from_numpy(row["input_ids"])
-            labels_B_T[i, :length] = torch.from_numpy(row["labels"])
-            mask_B_T[i, :length] = 1
-        return {"input_ids": ids_B_T, "labels": labels_B_T, "attention_mask": mask_B_T}
+def _sum(tokenizer: Any) -> str:
+    """Return the sha256 of a tokenizer."""
+    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
-class Order(Sampler[int]):
-    """The order of the rows in an epoch, from the seed and the number of the epoch alone.
-
-    transformers' own samplers take it from the global random state instead, which a resumed run has no way to bring
-    back for the beginning of an epoch: it would see other rows than the unbroken run.
-    """
-
-    def __init__(self, lengths: Sequence[int], batch: int, seed: int, *, by_length: bool) -> None:
-        self.lengths, self.batch, self.seed, self.by_length, self.epoch = lengths, batch, seed, by_length, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Trainer before each epoch, also by the one that resumes within it."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        if self.by_length:
-            return iter(get_length_grouped_indices(self.lengths, self.batch, generator=generator))
-        return iter(torch.randperm(len(self), generator=generator).tolist())
+def plain_only(lessons: Lessons) -> bool:
+    """Return whether all that is learned are texts without turns."""
+    return 0 < lessons.counts.rows == lessons.counts.plain

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import json
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -13,35 +16,38 @@ from pydantic import ValidationError
 from core.errors import InputError, Problem
 from core.formats import Format
 from core.schema import variants
+from core.workspace import HUB_ID
 
 FILE = "dataset_info.json"
-SUFFIXES = (".json", ".jsonl")
-NOT_YET = {
-    "ranking": "data.ranking",
-    "chosen": "data.ranking",
-    "rejected": "data.ranking",
-    "kto_tag": "data.feedback",
-    "images": "data.media",
-    "videos": "data.media",
-    "audios": "data.media",
-    "tools": "data.tools",
-}
-"""What an entry may ask for that no stage can do with it yet, and the code that says so."""
-HUBS = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
+URL = re.compile(r"(https|s3|gs|gcs|hf)://\S+")
+HUBS = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url")
+KNOWN = (
+    "file_name", "cloud_file_name", *HUBS, "formatting", "columns", "tags", "ranking", "subset", "split", "folder",
+    "num_samples", "encoding",
+)  # fmt: skip
+"""What an entry may have: LLaMA-Factory's fields, and the encoding of text files that are not UTF-8."""
 
 
 @dataclass(frozen=True)
 class Described:
-    """One set of a data folder. `problem` is why it can't be trained on; it counts only when the set is chosen."""
+    """One set of a data folder. `problem` is why it can't be used; it counts only when the set is chosen."""
 
     name: str
-    path: Path | None = None
-    format: str = ""
-    """The kind of its format; empty for a file without a description, whose first row tells."""
+    file: str = ""
+    """A file or a folder of files in the data folder."""
+    hub: str = ""
+    """Id of a data set on the hub."""
+    url: str = ""
+    subset: str = ""
+    split: str = "train"
+    folder: str = ""
+    """A folder inside a hub set."""
     rows: int = 0
     """Use only so many rows (num_samples); 0: all."""
     names: Format | None = None
-    """The format with the column names of this set."""
+    """The format with the column names of this set; None: the first rows tell."""
+    encoding: str = "utf-8"
     problem: Problem | None = None
 
 
@@ -50,16 +56,33 @@ def sets(folder: Path, place: str = "data.folder") -> list[Described]:
 
     Raises InputError at `place` when dataset_info.json itself can't be read.
     """
-    described = [_described(folder, name, entry) for name, entry in _entries(folder, place).items()]
-    taken = {d.path for d in described}
-    files = sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES and p.name != FILE and p not in taken)
-    return described + [Described(p.name, p) for p in files]
+    text = _read(folder, place)
+    described = [_described(text, name, entry) for name, entry in _entries(text, place).items()]
+    taken = {d.file for d in described}
+    return described + [Described(path.name, path.name) for path in data_files(folder) if path.name not in taken]
+
+
+def data_files(folder: Path) -> list[Path]:
+    """Return the files of a folder that hold rows, by name."""
+    return sorted(p for p in folder.iterdir() if suffix(p.name) in SUFFIXES and p.name != FILE)
+
+
+def suffix(name: str) -> str:
+    """Return the suffix that tells what a file holds; that of a packed one stands before .gz."""
+    return Path(name.lower().removesuffix(".gz")).suffix
 
 
 def find(folder: Path, name: str, place: str) -> Described:
-    """Return the set of this name; raise InputError at `place` when there is none or it can't be trained on."""
+    """Return the set of this name; raise InputError at `place` when there is none or it can't be used.
+
+    A name may also be a hub id (owner/name) or the address of a file.
+    """
     known = {d.name: d for d in sets(folder, f"{place.partition('.')[0]}.folder")}
     if name not in known:
+        if URL.fullmatch(name):
+            return Described(name, url=name)
+        if HUB_ID.fullmatch(name) and "/" in name and not (folder / name).exists():
+            return Described(name, hub=name)
         near = difflib.get_close_matches(name, known, 1, 0.5)
         usable = near or [d.name for d in known.values() if not d.problem][:10]
         raise InputError("data.unknown_set", place, name=name, folder=str(folder), known=", ".join(usable))
@@ -69,45 +92,116 @@ def find(folder: Path, name: str, place: str) -> Described:
     return found
 
 
-def _entries(folder: Path, place: str) -> dict[str, Any]:
+def _read(folder: Path, place: str) -> str:
     try:
-        text = (folder / FILE).read_text(encoding="utf-8-sig")
+        return (folder / FILE).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        return {}
+        return "{}"
     except UnicodeDecodeError as error:
         raise InputError("data.description", place, file=FILE, line=1, what=str(error)) from None
+
+
+def _entries(text: str, place: str) -> dict[str, Any]:
+    """Return name -> entry; an entry whose name was taken before it is None."""
+    doubled: set[str] = set()
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        doubled.update(name for name in names if names.count(name) > 1)
+        return dict(pairs)
+
     try:
-        entries = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError("data.description", place, file=FILE, line=error.lineno, what=error.msg) from None
-    if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
+        entries = json.loads(text, object_pairs_hook=once)
+    except (json.JSONDecodeError, RecursionError) as error:
+        line = error.lineno if isinstance(error, json.JSONDecodeError) else 1
+        what = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deep"
+        raise InputError("data.description", place, file=FILE, line=line, what=what) from None
+    if not isinstance(entries, dict):
         raise InputError("data.description", place, file=FILE, line=1, what="not an object of objects")
-    return entries
+    return {name: None if name in doubled else entry for name, entry in entries.items()}
 
 
-def _described(folder: Path, name: str, entry: dict[str, Any]) -> Described:
-    def bad(code: str, **params: Any) -> Described:
-        return Described(name, format=kind, problem=Problem(code, params={"name": name, **params}))
-
-    kind = str(entry.get("formatting", "alpaca"))
-    formats = variants("core.formats")
-    columns, tags = entry.get("columns") or {}, entry.get("tags") or {}
-    if any(entry.get(hub) for hub in HUBS) and not entry.get("file_name"):
-        return bad("data.hub")
-    if kind not in formats:
-        return bad("data.format", given=kind, known=", ".join(formats))
-    file, rows = entry.get("file_name"), entry.get("num_samples") or 0
-    if not isinstance(file, str) or not file or not isinstance(columns, dict) or not isinstance(tags, dict):
-        return bad("data.entry", what="file_name must be a text, columns and tags objects")
-    if not isinstance(rows, int) or rows < 0:
-        return bad("data.entry", what="num_samples must be a whole number")
-    for key in (*columns, *(key for key in ("ranking",) if entry.get(key))):
-        if key in NOT_YET:
-            return bad(NOT_YET[key])
-    given = {key: value for key, value in {**columns, **tags}.items() if value is not None}
+def _described(text: str, name: str, entry: Any) -> Described:
+    """Return the set that an entry describes; what is wrong with it becomes its problem, with its line."""
+    found = re.search(re.escape(json.dumps(name, ensure_ascii=False)) + r"\s*:", text)
+    line = text.count("\n", 0, found.start()) + 1 if found else 1
     try:
-        names = cast(Format, formats[kind].model_validate(given))
+        problem = next(_wrong(name, entry), None)
+        names = None if problem else _names(entry)
     except ValidationError as error:
         detail = error.errors()[0]
-        return bad("data.entry", what=f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}")
-    return Described(name, folder / file, kind, rows, names)
+        near = _nearest(str(detail["loc"][-1]), list(variants("core.formats")[_kind(entry)].model_fields))
+        problem, names = ("data.entry", {"what": f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}{near}"}), None
+    if problem:
+        code, params = problem
+        return Described(name, problem=Problem(code, params={"name": name, "line": line, **params}))
+    return Described(
+        name,
+        file=entry.get("file_name") or "",
+        hub=entry.get("hf_hub_url") or "",
+        url=entry.get("cloud_file_name") or "",
+        subset=entry.get("subset") or "",
+        split=entry.get("split") or "train",
+        folder=entry.get("folder") or "",
+        rows=entry.get("num_samples") or 0,
+        names=names,
+        encoding=entry.get("encoding") or "utf-8",
+    )
+
+
+def _wrong(name: str, entry: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield what is wrong with an entry: (code, parameters)."""
+    if entry is None:
+        yield "data.entry", {"what": "the name stands twice"}
+    if not isinstance(entry, dict):
+        yield "data.entry", {"what": "not an object"}
+        return
+    if not name.strip() or len(name) > 200 or any(ord(char) < 32 for char in name):
+        yield "data.set_name", {}
+    for key in entry:
+        if key not in KNOWN:
+            yield "data.entry", {"what": f"{key}?{_nearest(key, KNOWN)}"}
+    for key in ("file_name", "cloud_file_name", *HUBS, "subset", "split", "folder", "encoding", "formatting"):
+        if not isinstance(entry.get(key) or "", str):
+            yield "data.entry", {"what": f"{key}: not a text"}
+    if isinstance(entry.get("encoding"), str) and not _is_encoding(entry["encoding"]):
+        yield "data.entry", {"what": f"encoding: {entry['encoding']}?"}
+    for key in ("columns", "tags"):
+        if not isinstance(entry.get(key) or {}, dict):
+            yield "data.entry", {"what": f"{key}: not an object"}
+    rows = entry.get("num_samples") or 0
+    if not isinstance(rows, int) or rows < 0:
+        yield "data.entry", {"what": "num_samples must be a whole number"}
+    if _kind(entry) not in variants("core.formats"):
+        yield "data.format", {"given": _kind(entry), "known": ", ".join(variants("core.formats"))}
+    url = entry.get("cloud_file_name")
+    if url and not URL.fullmatch(url):
+        yield "data.url", {"url": url}
+    if not any(entry.get(key) for key in ("file_name", "cloud_file_name", "hf_hub_url")):
+        other = next((key for key in HUBS if entry.get(key)), "")
+        yield ("data.other_hub", {"field": other}) if other else ("data.entry", {"what": "no file_name"})
+
+
+def _kind(entry: dict[str, Any]) -> str:
+    return str(entry.get("formatting") or "alpaca")
+
+
+def _names(entry: dict[str, Any]) -> Format:
+    """Return the format with the names that an entry gives; what it gives none keeps its default."""
+    columns, tags = entry.get("columns") or {}, entry.get("tags") or {}
+    given = {key: value for key, value in {**columns, **tags}.items() if value is not None}
+    if entry.get("ranking"):
+        given["ranking"] = True
+    return cast(Format, variants("core.formats")[_kind(entry)].model_validate(given))
+
+
+def _is_encoding(name: str) -> bool:
+    try:
+        return codecs.lookup(name)._is_text_encoding  # bytes.decode refuses the others
+    except LookupError:
+        return False
+
+
+def _nearest(word: str, known: Any) -> str:
+    near = difflib.get_close_matches(word, known, 1, 0.6)
+    return f" → {near[0]}" if near else ""

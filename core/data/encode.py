@@ -1,37 +1,21 @@
-"""Conversations to tokens and labels, through the chat template of the tokenizer.
-
-The loss counts on the answers alone, their end-of-turn token included. Where an answer begins and ends is told by the
-{% generation %} marks of the template, or, where it has none, by rendering the conversation up to there: both give
-spans of characters of the one text that is tokenized, so that both give the same tokens and labels.
-"""
+"""Standard rows to tokens: rendered, tokenized, what is learned marked, cut to length."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from itertools import chain, compress, islice
-from typing import Any
+from dataclasses import dataclass, field, fields
+from itertools import chain, islice
 
 import numpy as np
-from jinja2.exceptions import TemplateError
-from transformers import PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import render_jinja_template
 
-from core.errors import InputError
-from core.formats import Message
+from core.data.render import Piece, Renderer, Span
+from core.data.tokens import Tokenizer, Tokens
+from core.formats import Row
 
 IGNORED = -100
 """The label that the loss passes over (torch.nn.CrossEntropyLoss.ignore_index)."""
-MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 CHUNK = 256
-"""Conversations rendered and tokenized in one go."""
-
-Tokens = Sequence[int] | np.ndarray
-Span = tuple[int, int]
-"""First character and the one after the last."""
-Piece = tuple[str, list[Span]]
-"""A text that becomes a row, and the spans of it that are answers."""
+"""Rows rendered and tokenized in one go."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +23,8 @@ class Encoded:
     """Rows of tokens, end to end: row i is `starts[i]` to `starts[i + 1]`. A dataset as torch understands it."""
 
     ids_N: np.ndarray
-    labels_N: np.ndarray
+    learned_N: np.ndarray
+    """Whether the loss counts a token; never the first of a row, which nothing foretells."""
     starts_B1: np.ndarray
 
     def __len__(self) -> int:
@@ -47,125 +32,140 @@ class Encoded:
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         row = slice(self.starts_B1[index], self.starts_B1[index + 1])
-        return {"input_ids": self.ids_N[row], "labels": self.labels_N[row]}
+        ids_T = self.ids_N[row]
+        return {"input_ids": ids_T, "labels": np.where(self.learned_N[row], ids_T, IGNORED)}
 
     @property
     def lengths_B(self) -> np.ndarray:
         return np.diff(self.starts_B1)
 
-    def select(self, indices: Iterable[int]) -> Encoded:
+    def select(self, indices: Sequence[int] | np.ndarray) -> Encoded:
         """Return these rows, in this order."""
-        return pack([(row["input_ids"], row["labels"]) for row in map(self.__getitem__, indices)])
+        indices = np.asarray(indices, np.int64)
+        lengths_B = self.lengths_B[indices]
+        starts_B1 = np.concatenate(([0], np.cumsum(lengths_B)))
+        # position in the new row + where the old one starts
+        where_N = np.arange(starts_B1[-1]) + np.repeat(self.starts_B1[indices] - starts_B1[:-1], lengths_B)
+        return Encoded(self.ids_N[where_N], self.learned_N[where_N], starts_B1)
 
 
-def pack(rows: Sequence[tuple[Tokens, Tokens]]) -> Encoded:
-    """Lay rows of (ids, labels) end to end."""
-    starts_B1 = np.cumsum([0, *(len(ids) for ids, _ in rows)])
-    ids_N, labels_N = (
-        np.fromiter(chain.from_iterable(row[part] for row in rows), np.int32, starts_B1[-1]) for part in (0, 1)
+def joined(parts: Sequence[Encoded]) -> Encoded:
+    """Lay sets end to end."""
+    lengths = np.concatenate([part.lengths_B for part in parts])
+    starts_B1 = np.concatenate(([0], np.cumsum(lengths)))
+    return Encoded(
+        np.concatenate([part.ids_N for part in parts]), np.concatenate([part.learned_N for part in parts]), starts_B1
     )
-    return Encoded(ids_N, labels_N, starts_B1)
 
 
-def encode(
-    conversations: Iterable[list[Message]],
-    tokenizer: PreTrainedTokenizerBase,
-    cutoff: int,
-    *,
-    train_on_prompt: bool = False,
-    advance: Callable[[int], None] = lambda done: None,
-) -> tuple[Encoded, int, int]:
-    """Return (the rows, how many were cut, how many were dropped because no token of them is a target).
+@dataclass
+class Counts:
+    """What happened to rows on their way: no row vanishes uncounted."""
 
-    A row longer than `cutoff` tokens keeps its beginning. `advance` hears how many conversations are done.
+    rows: int = 0
+    """Rows read and in order."""
+    broken: int = 0
+    """Rows passed over because they are broken."""
+    cut: int = 0
+    """Pieces longer than the cutoff."""
+    dropped: int = 0
+    """Pieces without a token to learn."""
+    escaped: int = 0
+    """Messages in which somebody typed a control token."""
+    plain: int = 0
+    """Rows that are texts without turns."""
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Counts)))
+
+
+@dataclass
+class Encoder:
+    """Encodes rows for one tokenizer with one set of settings."""
+
+    renderer: Renderer
+    tokens: Tokenizer
+    cutoff: int
+    truncation: str = "end"
+    train_on_prompt: bool = False
+    counts: Counts = field(default_factory=Counts)
+
+    def encode(self, rows: Iterable[Row], advance: Callable[[int], None] = lambda done: None) -> Encoded:
+        """Return the rows as tokens; `counts` tells what became of each. `advance` hears how many rows are done."""
+        ids: list[np.ndarray] = []
+        learned: list[np.ndarray] = []
+        iterator = iter(rows)
+        while chunk := list(islice(iterator, CHUNK)):
+            for ids_T, learned_T in self.chunk(chunk):
+                ids.append(ids_T)
+                learned.append(learned_T)
+            advance(self.counts.rows)
+        starts_B1 = np.concatenate(([0], np.cumsum([len(row) for row in ids], dtype=np.int64)))
+        if not ids:
+            return Encoded(np.zeros(0, np.int32), np.zeros(0, bool), starts_B1)
+        return Encoded(np.concatenate(ids), np.concatenate(learned), starts_B1)
+
+    def chunk(self, rows: list[Row]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return (ids, learned) of the pieces of some rows that have anything to learn."""
+        pieces = list(chain.from_iterable(self.renderer.pieces(rows)))
+        self.counts.rows += len(rows)
+        self.counts.plain += sum(row.plain for row in rows)
+        self.counts.escaped = self.renderer.escaped
+        made: list[tuple[np.ndarray, np.ndarray]] = []
+        for piece, tokens in zip(pieces, self.tokens.encode([piece.text for piece in pieces]), strict=True):
+            for ids_T, learned_T in self.fitted(piece, tokens):
+                learned_T[:1] = False
+                if learned_T.any():
+                    made.append((ids_T, learned_T))
+                else:
+                    self.counts.dropped += 1
+        return made
+
+    def fitted(self, piece: Piece, tokens: Tokens) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return a piece with what is learned, no longer than the cutoff: a plain text in several parts, others cut."""
+        ids_T, _, _ = tokens
+        learned_T = np.ones(len(ids_T), bool) if self.train_on_prompt else within(tokens, piece.spans)
+        if len(ids_T) <= self.cutoff:
+            return [(ids_T, learned_T)]
+        if piece.plain:
+            cuts = range(0, len(ids_T), self.cutoff)
+            return [(ids_T[at : at + self.cutoff], learned_T[at : at + self.cutoff]) for at in cuts]
+        self.counts.cut += 1
+        kept_T = kept(learned_T, self.cutoff, self.truncation)
+        return [(ids_T[kept_T], learned_T[kept_T])]
+
+
+def within(tokens: Tokens, spans: list[Span]) -> np.ndarray:
+    """Return, for each token, whether it lies in a span: it ends after its begin and begins before its end."""
+    ids_T, begin_T, end_T = tokens
+    learned_T = np.zeros(len(ids_T), bool)
+    for begin, end in spans:
+        first = int(np.searchsorted(end_T, begin, "right"))
+        last = int(np.searchsorted(begin_T, end, "left"))
+        # a token of blanks only may have its offsets trimmed to nothing, at its end
+        while last < len(ids_T) and begin_T[last] == end_T[last] == end:
+            last += 1
+        learned_T[first:last] = True
+    return learned_T
+
+
+def kept(learned_T: np.ndarray, cutoff: int, truncation: str) -> np.ndarray:
+    """Return the positions that stay of a row that is too long.
+
+    "end" loses its end, "start" its beginning; "prompt" loses the middle of what stands before the last answer, and of
+    the answer only what does not fit into three quarters of the cutoff.
     """
-    if not tokenizer.is_fast:
-        raise InputError("data.slow_tokenizer", "model.path", tokenizer=type(tokenizer).__name__)
-    pieces_of = _marked if MARK.search(tokenizer.get_chat_template()) else _by_prefix
-    rows: list[tuple[Tokens, Tokens]] = []
-    iterator, done, made, cut = iter(conversations), 0, 0, 0
-    while chunk := list(islice(iterator, CHUNK)):
-        for ids, labels in _tokenize(pieces_of(chunk, tokenizer), tokenizer, train_on_prompt):
-            made, cut = made + 1, cut + (len(ids) > cutoff)
-            if any(label != IGNORED for label in labels[1:cutoff]):  # the first token has none before it to predict it
-                rows.append((ids[:cutoff], labels[:cutoff]))
-        done += len(chunk)
-        advance(done)
-    return pack(rows), cut, made - len(rows)
-
-
-def _tokenize(
-    pieces: list[Piece], tokenizer: PreTrainedTokenizerBase, train_on_prompt: bool
-) -> Iterable[tuple[list[int], list[int]]]:
-    """Yield (ids, labels) of each piece: the tokens of its spans are targets."""
-    texts = [text for text, _ in pieces]
-    batch = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False)
-    for ids, offsets, (_, spans) in zip(batch["input_ids"], batch["offset_mapping"], pieces, strict=True):
-        if train_on_prompt:
-            yield ids, list(ids)
-            continue
-        labels = [IGNORED] * len(ids)
-        position = 0
-        for begin, end in spans:
-            while position < len(ids) and offsets[position][1] <= begin:
-                position += 1
-            while position < len(ids) and _within(offsets[position], end):
-                labels[position] = ids[position]
-                position += 1
-        yield ids, labels
-
-
-def _within(offset: Span, end: int) -> bool:
-    """Whether a token begins before `end`; one of blanks only, whose offset is trimmed to nothing, ends by then."""
-    return offset[0] < end or offset[0] == offset[1] == end
-
-
-def _marked(chunk: list[list[Message]], tokenizer: PreTrainedTokenizerBase) -> list[Piece]:
-    """Render conversations; the spans are those between the {% generation %} marks, without empty answers."""
-    texts, spans = _render(tokenizer, chunk, return_assistant_tokens_mask=True)
-    for row, messages in enumerate(chunk):
-        says = [bool(message["content"].strip()) for message in messages if message["role"] == "assistant"]
-        if len(says) == len(spans[row]):  # else the template marks parts of answers
-            spans[row] = list(compress(spans[row], says))
-    return list(zip(texts, spans, strict=True))
-
-
-def _by_prefix(chunk: list[list[Message]], tokenizer: PreTrainedTokenizerBase) -> list[Piece]:
-    """Render conversations; an answer spans what its turn adds to the conversation before it and its header.
-
-    Where a template renders earlier turns in another way once later ones are there (without their reasoning, say),
-    each answer becomes a piece of its own, with what the model has before it when it is asked.
-    """
-    turns = [(messages, i) for messages in chunk for i, m in enumerate(messages) if m["role"] == "assistant"]
-    texts, _ = _render(tokenizer, chunk)
-    heads, _ = _render(tokenizer, [messages[:i] for messages, i in turns], add_generation_prompt=True)
-    wholes, _ = _render(tokenizer, [messages[: i + 1] for messages, i in turns])
-    answers = zip(turns, heads, wholes, strict=True)
-    pieces: list[Piece] = []
-    for text, messages in zip(texts, chunk, strict=True):
-        own: list[Piece] = []
-        for (_, i), head, whole in islice(answers, sum(m["role"] == "assistant" for m in messages)):
-            content = messages[i]["content"]
-            if not whole.startswith(head):
-                raise InputError("data.template_prefix", "model.path", turn=i + 1, text=content[:80])
-            # a line break after the end-of-turn token is not the model's to write: generation ends before it
-            end = len(whole) if whole.endswith(content) else len(whole.rstrip())
-            own.append((whole, [(len(head), end)] if content.strip() else []))
-        together = all(text.startswith(whole) for whole, _ in own)
-        pieces += [(text, [span for _, spans in own for span in spans])] if together else own
-    return pieces
-
-
-def _render(
-    tokenizer: PreTrainedTokenizerBase, conversations: list[list[Message]], **options: Any
-) -> tuple[list[str], list[list[Span]]]:
-    """Return the texts and, if asked for, the marked spans, by the sandboxed renderer behind apply_chat_template.
-
-    apply_chat_template itself gives a mask of tokens, and loses every answer after one that begins with a blank.
-    """
-    options |= {"chat_template": tokenizer.get_chat_template(), **tokenizer.special_tokens_map}
-    try:
-        rendered: Any = render_jinja_template(conversations, **options)  # annotated as a text by mistake
-    except TemplateError as error:
-        raise InputError("data.template", "model.path", what=str(error)) from None
-    return rendered
+    length = len(learned_T)
+    if truncation == "end":
+        return np.arange(cutoff)
+    if truncation == "start" or not learned_T.any():
+        return np.arange(length - cutoff, length)
+    last = int(np.flatnonzero(learned_T)[-1]) + 1
+    unlearned = np.flatnonzero(~learned_T[:last])
+    begin = int(unlearned[-1]) + 1 if len(unlearned) else 0
+    room = max(cutoff - (length - begin), min(begin, cutoff // 4))
+    head = room // 2
+    answer = min(length - begin, cutoff - room)
+    return np.concatenate([
+        np.arange(head), np.arange(begin - (room - head), begin), np.arange(begin, begin + answer)
+    ])  # fmt: skip

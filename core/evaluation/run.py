@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from core.config import Evaluation
 from core.data.describe import find
-from core.data.rows import conversations
+from core.data.rows import ANSWERS, examples
 from core.errors import InputError, Stopped
 from core.evaluation import metrics
 from core.evaluation.likelihood import batches, loss
@@ -74,8 +74,9 @@ def read_questions(evaluated: Evaluated, workspace: Path) -> list[Question]:
     if not folder.is_dir():
         raise InputError("data.not_folder", "evaluated.folder", folder=str(folder))
     described = find(folder, evaluated.set, "evaluated.set")
-    rows = conversations(described, folder, "evaluated.set")
-    return [Question(asked, last["content"]) for *asked, last in itertools.islice(rows, evaluated.max_rows or None)]
+    rows = examples(described, folder, "evaluated.set", wanted=ANSWERS)
+    chosen = itertools.islice(rows, evaluated.max_rows or None)
+    return [Question(row.messages()[:-1], str(row.response[0]["content"])) for row in chosen]
 
 
 class _Exam:

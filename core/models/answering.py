@@ -17,11 +17,11 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
+from core.data.render import controls, escaped
+from core.data.tokens import Tokenizer
 from core.errors import InputError
+from core.formats import Message
 from core.sections import Generation
-
-Message = dict[str, str]
-"""{"role": system | user | assistant, "content": text}."""
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, ask: bool = True) -> str:
@@ -29,8 +29,9 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, a
 
     Raises InputError when the template refuses it, as some do with system messages or two turns of one role.
     """
+    said: Any = escaped(list(messages), controls(tokenizer))  # what people type never steers the model
     try:
-        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask)
+        text = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=ask)
     except TemplateError as error:
         raise InputError("chat.template", "messages", what=str(error)[:200]) from None
     assert isinstance(text, str)
@@ -39,7 +40,7 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, a
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     """Return the tokens of rendered texts; the template has put the special tokens in already."""
-    return tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
+    return [ids.tolist() for ids, _, _ in Tokenizer(tokenizer).encode(texts)]
 
 
 def context_length(model: PreTrainedModel) -> int:

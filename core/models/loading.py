@@ -31,6 +31,7 @@ from transformers import (
 )
 from transformers.utils import is_flash_attn_2_available
 
+from core import templates
 from core.errors import InputError
 from core.models.device import compute_dtype, pick_device
 from core.models.inspect import inspect
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 
 WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 """Files of a hub model that are fetched; folders in it hold other formats."""
-CHATML = Path(__file__).resolve().parents[1] / "templates" / "chatml.jinja"
 UNUSABLE = (ValueError, TypeError, KeyError, AttributeError, ImportError, ZeroDivisionError, StrictDataclassError)
 """What transformers and tokenizers raise for a config or a tokenizer file they can't make sense of."""
 SHOWN = 5
@@ -59,10 +59,13 @@ def load(
     return loaded, tokenizer
 
 
-def load_tokenizer(model: Model, workspace: Path, events: Writer | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    model: Model, workspace: Path, events: Writer | None = None, *, template: str = "auto"
+) -> PreTrainedTokenizerBase:
     """Return the tokenizer with a pad token and a chat template, both in memory only.
 
-    A missing pad token is the end token; a missing template is our ChatML, told as a warning to `events`.
+    A missing pad token is the end token; a missing template is our ChatML, told as a warning to `events`. `template`:
+    the name of one of ours to be used instead.
     """
     folder = model_folder(model, workspace)
     config = _config(folder)
@@ -74,8 +77,10 @@ def load_tokenizer(model: Model, workspace: Path, events: Writer | None = None) 
         raise InputError("model.no_end_token", "model.path", folder=str(folder))
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if tokenizer.chat_template is None:
-        tokenizer.chat_template = CHATML.read_text(encoding="utf-8")
+    if template != "auto":
+        tokenizer.chat_template = templates.read(template)
+    elif tokenizer.chat_template is None:
+        tokenizer.chat_template = templates.read("chatml")
         if events:
             events.write("warning", code="model.template_default", place="model.path", params={"folder": str(folder)})
     return tokenizer

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from pydantic import model_validator
+from pydantic_core import PydanticCustomError
+
 from core.schema import knob
 from core.stages import Stage
 
@@ -21,6 +24,16 @@ class Sft(Stage):
     """Learn the prompts, too
     Count the loss on the questions as well. Useful for very few or very short answers."""
 
+    mask_history: bool = knob(False, expert=True)
+    """Learn the last answer only
+    Of a conversation with several turns only the last answer is learned; earlier ones are what it rests on."""
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Sft:
+        if self.train_on_prompt and self.mask_history:
+            raise PydanticCustomError("sft.prompt_and_last", "either all or the last answer")
+        return self
+
     def train(self, run: Run, context: Context) -> dict[str, float]:
         from transformers import set_seed
 
@@ -33,7 +46,7 @@ class Sft(Stage):
 
         phases = Phases(context)
         phases.begin("load_tokenizer")
-        tokenizer = load_tokenizer(run.model, context.workspace, context.events)
+        tokenizer = load_tokenizer(run.model, context.workspace, context.events, template=run.data.template)
         phases.begin("load_data")
         lessons = batch.load(
             run.data,
@@ -41,16 +54,17 @@ class Sft(Stage):
             tokenizer,
             run.training.seed,
             train_on_prompt=self.train_on_prompt,
+            mask_history=self.mask_history,
             advance=phases.advance,
         )
-        phases.warn_of(lessons, run.data.cutoff)
+        phases.warn_of(lessons.counts, run.data.cutoff)
         phases.begin("load_model")
         model = load_model(run.model, context.workspace, run.hardware, training=True)
         check_vocabulary(model, tokenizer)
         set_seed(run.training.seed)
         with telling_full_disk(context.folder):
             model = run.tuner.attach(model, context.folder)
-            steps = fit(run, context, model, lessons, batch.Padder(tokenizer.pad_token_id))
+            steps = fit(run, context, model, lessons, tokenizer.pad_token_id)
             phases.begin("save", step=steps, total=steps)
             saved = run.tuner.save(model, tokenizer, context.folder)
             context.events.write("saved", what=saved.name, path=saved.name, step=steps)

@@ -10,9 +10,11 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer
 
 from core.checkpoints import Store
 from core.config import Run
-from core.data.batch import Lessons, Order, Padder
+from core.data.batch import Lessons, plain_only
 from core.data.encode import Encoded
+from core.data.pack import Flat, Order, Packed, Padder, packed
 from core.errors import InputError, NotFinite, Stopped
+from core.models.varlen import isolate
 from core.training.arguments import arguments, total_steps
 from core.training.watch import Watch
 from core.workspace import Context
@@ -24,17 +26,19 @@ class Ordered(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Order:
         group = self.args.train_batch_size * self.args.gradient_accumulation_steps
         by_length = self.args.train_sampling_strategy == "group_by_length"
-        return Order(cast(Encoded, self.train_dataset).lengths_B.tolist(), group, self.args.seed, by_length=by_length)
+        lengths = cast(Encoded | Packed, self.train_dataset).lengths_B.tolist()
+        return Order(lengths, group, self.args.seed, by_length=by_length)
 
 
-def fit(run: Run, context: Context, model: PreTrainedModel, lessons: Lessons, padder: Padder) -> int:
+def fit(run: Run, context: Context, model: PreTrainedModel, lessons: Lessons, pad_id: Any) -> int:
     """Train to the last step; return its number.
 
     Raises Stopped when asked to stop, NotFinite when the loss broke; both leave the last good checkpoint.
     """
     if context.stop.is_set():
         raise Stopped("run.stopped")
-    total = total_steps(len(lessons.train), run.training)
+    train, collator = _layout(run, model, lessons, pad_id)
+    total = total_steps(len(train), run.training)
     store = Store(context.folder, lessons.fingerprint, run.saving.keep)
     found = store.newest(context.events)
     size, counts = _size(model), _count(model, lessons, total)
@@ -46,8 +50,8 @@ def fit(run: Run, context: Context, model: PreTrainedModel, lessons: Lessons, pa
     trainer = Ordered(
         model=model,
         args=arguments(run, total, evaluates=len(lessons.eval) > 0, folder=store.writing),
-        data_collator=padder,
-        train_dataset=lessons.train,  # type: ignore[arg-type]  # a sequence of rows is all that Trainer needs
+        data_collator=collator,
+        train_dataset=train,  # type: ignore[arg-type]  # a sequence of rows is all that Trainer needs
         eval_dataset=lessons.eval,  # type: ignore[arg-type]
         callbacks=[watch],
     )
@@ -64,6 +68,16 @@ def fit(run: Run, context: Context, model: PreTrainedModel, lessons: Lessons, pa
     if trainer.state.global_step < total:
         raise Stopped("run.stopped", step=trainer.state.global_step, total=total)
     return total
+
+
+def _layout(run: Run, model: PreTrainedModel, lessons: Lessons, pad_id: Any) -> tuple[Encoded | Packed, Flat | Padder]:
+    """Return (what a step draws from, how it becomes a batch): packs if wanted, and no padding if the model can."""
+    wanted = run.data.packing == "on" or (run.data.packing == "auto" and plain_only(lessons))
+    if isolate(model):
+        return (packed(lessons.train, run.data.cutoff) if wanted else lessons.train), Flat()
+    if run.data.packing == "on":
+        raise InputError("data.packing", "data.packing", model=model.config.model_type)
+    return lessons.train, Padder(pad_id)
 
 
 def _count(model: PreTrainedModel, lessons: Lessons, total: int) -> dict[str, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from core.data.batch import Lessons
+from core.data.encode import Counts
 from core.errors import Stopped
 from core.workspace import Context
 
@@ -27,10 +27,10 @@ class Phases:
             self.told = time.monotonic()
             self.context.events.write("phase", phase=self.name, params={}, step=done)
 
-    def warn_of(self, lessons: Lessons, cutoff: int) -> None:
-        """Warn of rows that were cut or dropped."""
-        rows = len(lessons.train) + len(lessons.eval) + lessons.dropped
-        for code, count in (("data.cut", lessons.cut), ("data.dropped", lessons.dropped)):
-            if count:
-                params = {"count": count, "rows": rows, "cutoff": cutoff}
-                self.context.events.write("warning", code=code, place="data.cutoff", params=params)
+    def warn_of(self, counts: Counts, cutoff: int) -> None:
+        """Warn of rows that were passed over, cut or dropped, and of control tokens that somebody typed."""
+        for name in ("broken", "cut", "dropped", "escaped"):
+            if count := getattr(counts, name):
+                params = {"count": count, "rows": counts.rows + counts.broken, "cutoff": cutoff}
+                place = "data.cutoff" if name in ("cut", "dropped") else "data.train"
+                self.context.events.write("warning", code=f"data.{name}", place=place, params=params)

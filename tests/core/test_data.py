@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from core.data.describe import find, sets
-from core.data.rows import conversations
+from core.data.rows import examples
 from core.errors import InputError
 from core.formats import Line
 from core.formats.alpaca import Alpaca
@@ -33,27 +33,27 @@ def talk(*turns: str) -> list[dict[str, str]]:
 
 
 def read(folder: Path, name: str = "rows.jsonl") -> list[list[dict[str, str]]]:
-    return list(conversations(find(folder, name, "data.train"), folder, "data.train"))
+    return [row.messages() for row in examples(find(folder, name, "data.train"), folder, "data.train")]
 
 
 def test_alpaca_lays_out_system_history_and_input() -> None:
     row = {"instruction": "Add.", "input": "1 2", "output": "3", "system": "Be brief.", "history": [["Hi", "Hello"]]}
     system = {"role": "system", "content": "Be brief."}
-    assert Alpaca().conversation(row, LINE) == [system, *talk("Hi", "Hello", "Add.\n1 2", "3")]
-    assert Alpaca().conversation({"instruction": "Add.", "output": "3"}, LINE) == talk("Add.", "3")
+    assert Alpaca().row(row, LINE).messages() == [system, *talk("Hi", "Hello", "Add.\n1 2", "3")]
+    assert Alpaca().row({"instruction": "Add.", "output": "3"}, LINE).messages() == talk("Add.", "3")
     bare = {"instruction": "Add.", "input": None, "output": "3", "system": "", "history": []}
-    assert Alpaca().conversation(bare, LINE) == talk("Add.", "3")
+    assert Alpaca().row(bare, LINE).messages() == talk("Add.", "3")
 
 
 def test_messages_and_sharegpt_are_one_format_with_two_vocabularies() -> None:
     expected = [{"role": "system", "content": "Be brief."}, *talk("Hi", "Hello", "Bye", "Good bye")]
-    assert OpenAI().conversation({"messages": expected}, LINE) == expected
+    assert OpenAI().row({"messages": expected}, LINE).messages() == expected
     pairs = [("human", "Hi"), ("gpt", "Hello"), ("human", "Bye"), ("gpt", "Good bye")]
     row = {"conversations": [{"from": who, "value": what} for who, what in pairs], "system": "Be brief."}
-    assert ShareGPT().conversation(row, LINE) == expected
+    assert ShareGPT().row(row, LINE).messages() == expected
     own = ShareGPT(messages="talk", role_tag="who", content_tag="says", user_tag="U", assistant_tag="A")
     row = {"talk": [{"who": "U", "says": "Hi"}, {"who": "A", "says": "Hello"}]}
-    assert own.conversation(row, LINE) == talk("Hi", "Hello")
+    assert own.row(row, LINE).messages() == talk("Hi", "Hello")
 
 
 def test_description_renames_some_columns_and_keeps_the_others(tmp_path: Path) -> None:
@@ -75,8 +75,7 @@ def test_description_renames_some_columns_and_keeps_the_others(tmp_path: Path) -
     (tmp_path / "dataset_info.json").write_text(json.dumps(info))
     listed = {s.name: s.problem.code if s.problem else "" for s in sets(tmp_path)}
     assert listed == {
-        "mine": "", "hub": "data.hub", "pairs": "data.ranking", "liked": "data.feedback", "seen": "data.media",
-        "calls": "data.tools", "odd": "data.format", "typo": "data.entry", "few": "data.entry",
+        "mine": "", "hub": "", "pairs": "", "liked": "", "seen": "", "calls": "", "odd": "data.format", "typo": "data.entry", "few": "data.entry",
         "nameless": "data.entry", "lone.json": "",
     }  # fmt: skip
     assert read(tmp_path, "mine") == [talk("a\nb", "c")]
@@ -126,19 +125,19 @@ BROKEN: dict[str, tuple[bytes, str, dict[str, Any]]] = {
     "gzip": (gzip.compress(GOOD), "data.foreign", {"what": "gzip"}),
     "zip": (b"PK\x03\x04rest", "data.foreign", {"what": "zip"}),
     "parquet": (b"PAR1rest", "data.foreign", {"what": "Parquet"}),
-    "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "data.foreign", {"what": "Git LFS pointer"}),
+    "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "data.lfs", {"file": "rows.jsonl"}),
     "web page": (b"\n<!DOCTYPE html><html></html>", "data.foreign", {"what": "HTML"}),
     "long line": (b'{"instruction": "' + b"a" * (9 << 20) + b'"}\n', "data.long_line", {"line": 1}),
     "list, comma": (b'[\n{"instruction": "a", "output": "b"}\n{"a": 1}]', "data.json", {"line": 3, "column": 1}),
     "list, cut": (b'[\n{"instruction": "a", "output": "b"},\n', "data.json", {"line": 3}),
     "list, late": (b'[{"instruction": "a", "output": "b"},\n\n{"instruction": 1}]', "data.not_text", {"line": 3}),
-    "list, more": (b'[{"instruction": "a", "output": "b"}]\n]', "data.json", {"line": 1}),
+    "list, more": (b'[{"instruction": "a", "output": "b"}]\n]', "data.json", {"line": 2}),
     "empty messages": (b'{"messages": []}\n', "data.not_list", {"found": "[]"}),
     "messages a text": (b'{"messages": "a"}\n', "data.not_list", {"found": "string"}),
     "message a text": (b'{"messages": ["a"]}\n', "data.not_message", {"column": "messages"}),
     "message without content": (b'{"messages": [{"role": "user"}]}\n', "data.no_column", {"column": "content"}),
     "unknown role": (b'{"messages": [{"role": "boss", "content": ""}]}\n', "data.role", {"role": "boss"}),
-    "tool role": (b'{"messages": [{"role": "tool", "content": ""}]}\n', "data.tool_role", {"role": "tool"}),
+    "tool role": (b'{"messages": [{"role": "tool", "content": ""}]}\n', "data.role_order", {"role": "tool"}),
     "two users": (b'{"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}\n',
                   "data.role_order", {"position": 2, "expected": "assistant"}),
     "late system": (b'{"messages": [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}]}\n',
@@ -171,14 +170,14 @@ def test_foreign_files_are_refused_without_being_opened(tmp_path: Path) -> None:
             "gone": {"file_name": "gone.jsonl"}}  # fmt: skip
     (folder / "dataset_info.json").write_text(json.dumps(info))
     outside = dict.fromkeys(("link.jsonl", "up", "absolute"), "data.outside")
-    irregular = dict.fromkeys(("folder.jsonl", "pipe.jsonl"), "data.not_regular")
+    irregular = {"folder.jsonl": "data.empty_folder", "pipe.jsonl": "data.not_regular"}
     for name, code in {**outside, **irregular, "gone": "data.no_file"}.items():
         with pytest.raises(InputError) as caught:
             read(folder, name)
         assert caught.value.code == code, name
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"a": 3}', "\xff"])
+@pytest.mark.parametrize("text", ["{", "[]", "3", "\xff"])
 def test_broken_description_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "dataset_info.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(InputError) as caught:

@@ -12,10 +12,14 @@ import pytest
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from core.data.batch import Order, Padder, fingerprint, load, split
+from core.data.batch import fingerprint, load, split
 from core.data.describe import find
-from core.data.encode import IGNORED, encode
-from core.data.rows import conversations
+from core.data.encode import IGNORED, Counts, Encoded, Encoder
+from core.data.pack import Order, Padder
+from core.data.render import Renderer
+from core.data.rows import examples
+from core.data.tokens import Tokenizer
+from core.formats import Row
 from core.errors import InputError
 from core.sections import Data
 from tests.conftest import ROOT, TEMPLATE
@@ -38,8 +42,31 @@ def unmarked(tiny_model: Path) -> PreTrainedTokenizerBase:
     return plain
 
 
-def by_hand(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> tuple[list[int], list[int]]:
-    """Write the conversation out piece by piece: special tokens are cut points for any tokenizer."""
+def rows_of(conversations: list[list[dict[str, Any]]]) -> list[Row]:
+    """Put conversations into standard form."""
+    made = []
+    for messages in conversations:
+        system = messages[0]["content"] if messages[0]["role"] == "system" else ""
+        turns = messages[bool(system) :]
+        made.append(Row(turns[:-1], turns[-1:], system))
+    return made
+
+
+def encode(
+    conversations: list[list[dict[str, Any]]], tokenizer: PreTrainedTokenizerBase, cutoff: int, **options: Any
+) -> tuple[Encoded, Counts]:
+    encoder = Encoder(Renderer(tokenizer), Tokenizer(tokenizer), cutoff, **options)
+    return encoder.encode(rows_of(conversations)), encoder.counts
+
+
+def by_hand(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, tails: bool = False
+) -> tuple[list[int], list[int]]:
+    """Write the conversation out piece by piece: special tokens are cut points for any tokenizer.
+
+    tails: the line break after an answer is learned, too. It is a part of what the template writes for the turn; only
+    generation marks can leave it out.
+    """
     ids: list[int] = []
     labels: list[int] = []
     for message in messages:
@@ -48,7 +75,8 @@ def by_hand(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) 
         body = tokenizer.encode(f"{message['content']}<|end|>", add_special_tokens=False)
         tail = tokenizer.encode("\n", add_special_tokens=False)
         ids += head + body + tail
-        labels += [IGNORED] * len(head) + (body if answer else [IGNORED] * len(body)) + [IGNORED] * len(tail)
+        labels += [IGNORED] * len(head) + (body if answer else [IGNORED] * len(body))
+        labels += tail if answer and tails else [IGNORED] * len(tail)
     return ids, labels
 
 
@@ -65,16 +93,17 @@ CONVERSATIONS = [
 @pytest.mark.parametrize("which", ["tokenizer", "unmarked"])
 def test_labels_are_the_answers_and_their_end_token(which: str, request: pytest.FixtureRequest) -> None:
     tokenizer = request.getfixturevalue(which)
-    rows, cut, dropped = encode(CONVERSATIONS, tokenizer, 1000)
-    assert (len(rows), cut, dropped) == (len(CONVERSATIONS), 0, 0)
+    rows, counts = encode(CONVERSATIONS, tokenizer, 1000)
+    assert (len(rows), counts.cut, counts.dropped) == (len(CONVERSATIONS), 0, 0)
     for row, messages in zip(map(rows.__getitem__, range(len(rows))), CONVERSATIONS, strict=True):
-        ids, labels = by_hand(tokenizer, messages)
+        ids, labels = by_hand(tokenizer, messages, tails=which == "unmarked")
         assert row["input_ids"].tolist() == ids == tokenizer.apply_chat_template(messages, return_dict=False)
         assert row["labels"].tolist() == labels
         targets = [label for label in labels if label != IGNORED]
-        assert targets[-1] == tokenizer.eos_token_id
+        assert tokenizer.eos_token_id in targets[-2:]
+        tail = "\n" if which == "unmarked" else ""
         assert tokenizer.decode(targets, skip_special_tokens=True) == "".join(
-            m["content"] for m in messages if m["role"] == "assistant" and m["content"].strip()
+            m["content"] + tail for m in messages if m["role"] == "assistant" and m["content"].strip()
         )
 
 
@@ -82,11 +111,12 @@ def test_cutoff_keeps_the_beginning_and_rows_without_targets_are_dropped(tokeniz
     long, short, mute = talk("pen", "cup " * 50), talk("pen", "cup"), talk("pen", "")
     late = talk("cup " * 60, "pen")
     whole, _ = by_hand(tokenizer, long)
-    rows, cut, dropped = encode([long, short, mute, late], tokenizer, 20)
-    assert (len(rows), cut, dropped) == (2, 2, 2)
+    rows, counts = encode([long, short, mute, late], tokenizer, 20)
+    assert (len(rows), counts.cut, counts.dropped) == (2, 2, 2)
     assert rows[0]["input_ids"].tolist() == whole[:20] and rows[1]["input_ids"].tolist() == by_hand(tokenizer, short)[0]
-    everything, _, _ = encode([short], tokenizer, 20, train_on_prompt=True)
-    assert everything[0]["labels"].tolist() == everything[0]["input_ids"].tolist()
+    everything, _ = encode([short], tokenizer, 20, train_on_prompt=True)
+    # nothing foretells the first token
+    assert everything[0]["labels"].tolist() == [IGNORED, *everything[0]["input_ids"].tolist()[1:]]
 
 
 def test_templates_that_refuse_or_rewrite_are_told(unmarked: PreTrainedTokenizerBase) -> None:
@@ -94,9 +124,7 @@ def test_templates_that_refuse_or_rewrite_are_told(unmarked: PreTrainedTokenizer
     with pytest.raises(InputError) as caught:
         encode([talk("a", "b")], unmarked, 100)
     assert caught.value.code == "data.template" and caught.value.params["what"] == "only one turn"
-    unmarked.chat_template = (
-        "{% for m in messages %}{{ m.content }}{% endfor %}{{ '?' if add_generation_prompt else '' }}"
-    )
+    unmarked.chat_template = "{{ 'asked' if add_generation_prompt else 'told' }}"
     with pytest.raises(InputError) as caught:
         encode([talk("a", "b")], unmarked, 100)
     assert caught.value.code == "data.template_prefix"
@@ -108,18 +136,18 @@ def test_answers_are_learned_apart_where_the_template_rewrites_earlier_ones(unma
         "{% for m in messages %}{{ '<|' + m.role + '|>' }}{% if m.role == 'assistant' and loop.last %}{{ 'hm ' }}"
         "{% endif %}{{ m.content + '<|end|>\n' }}{% endfor %}{{ '<|assistant|>' if add_generation_prompt else '' }}"
     )
-    rows, _, dropped = encode([talk("a", "one", "b", "two")], unmarked, 100)
+    rows, counts = encode([talk("a", "one", "b", "two")], unmarked, 100)
     texts = [unmarked.decode(rows[i]["input_ids"]) for i in range(len(rows))]
     first = "<|user|>a<|end|>\n<|assistant|>"
     assert texts == [first + "hm one<|end|>\n", first + "one<|end|>\n<|user|>b<|end|>\n<|assistant|>hm two<|end|>\n"]
     targets = [[label for label in rows[i]["labels"] if label != IGNORED] for i in range(2)]
-    assert unmarked.batch_decode(targets) == ["hm one<|end|>", "hm two<|end|>"] and dropped == 0
+    assert unmarked.batch_decode(targets) == ["hm one<|end|>\n", "hm two<|end|>\n"] and counts.dropped == 0
 
 
 def test_load_splits_by_seed_limits_rows_and_sums_files(tiny_data: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     data = Data(folder=str(tiny_data), train=["orders", "chats"], eval_share=0.25)
     once, again, other = (load(data, tiny_data, tokenizer, seed) for seed in (1, 1, 2))
-    assert (len(once.train), len(once.eval), once.cut, once.dropped) == (36, 12, 0, 0)
+    assert (len(once.train), len(once.eval), once.counts) == (36, 12, Counts(rows=48))
     assert np.array_equal(once.eval.ids_N, again.eval.ids_N) and not np.array_equal(once.eval.ids_N, other.eval.ids_N)
     assert once.fingerprint == again.fingerprint
     few = load(data.model_copy(update={"max_rows": 3, "eval": "chats"}), tiny_data, tokenizer, 1)
@@ -130,7 +158,7 @@ def test_load_splits_by_seed_limits_rows_and_sums_files(tiny_data: Path, tokeniz
 
 
 def test_split_leaves_a_row_to_learn(tokenizer: PreTrainedTokenizerBase) -> None:
-    rows, _, _ = encode([talk("a", "b"), talk("c", "d")], tokenizer, 100)
+    rows, _ = encode([talk("a", "b"), talk("c", "d")], tokenizer, 100)
     assert [len(part) for part in split(rows, 0.01, 0)] == [1, 1]
     assert [len(part) for part in split(rows, 0, 0)] == [2, 0]
     assert [len(part) for part in split(rows.select([0]), 0.5, 0)] == [1, 0]
@@ -140,7 +168,7 @@ def test_fingerprint_follows_content_and_names(tmp_path: Path) -> None:
     def sum_of(content: str, columns: dict[str, Any]) -> str:
         (tmp_path / "a.jsonl").write_text(content)
         (tmp_path / "dataset_info.json").write_text(json.dumps({"a": {"file_name": "a.jsonl", "columns": columns}}))
-        return fingerprint([find(tmp_path, "a", "")], tmp_path)
+        return fingerprint(find(tmp_path, "a", ""), tmp_path, "")
 
     assert len({sum_of("x", {}), sum_of("y", {}), sum_of("x", {"prompt": "q"}), sum_of("x", {})}) == 3
 
@@ -171,10 +199,11 @@ def test_order_depends_on_seed_and_epoch_alone() -> None:
 @pytest.mark.skipif(not REAL.is_dir(), reason="the data of LLaMA-Factory is not beside this repository")
 @pytest.mark.parametrize("name", ["alpaca_en_demo", "identity"])
 def test_real_data_encodes(name: str, tokenizer: PreTrainedTokenizerBase, unmarked: PreTrainedTokenizerBase) -> None:
-    rows = list(conversations(find(REAL, name, "data.train"), REAL, "data.train"))
+    rows = [row.messages() for row in examples(find(REAL, name, "data.train"), REAL, "data.train")]
     marked, prefixed = (encode(rows, t, 2048)[0] for t in (tokenizer, unmarked))
     assert len(marked) == len(json.loads((REAL / f"{name}.json").read_text(encoding="utf-8")))
-    assert np.array_equal(marked.ids_N, prefixed.ids_N) and np.array_equal(marked.labels_N, prefixed.labels_N)
+    assert np.array_equal(marked.ids_N, prefixed.ids_N)
+    assert (prefixed.learned_N >= marked.learned_N).all()  # and the line breaks behind answers
     ids, labels = by_hand(tokenizer, rows[-1])
     assert marked[len(marked) - 1]["input_ids"].tolist() == ids[:2048]
     assert marked[len(marked) - 1]["labels"].tolist() == labels[:2048]
@@ -182,7 +211,8 @@ def test_real_data_encodes(name: str, tokenizer: PreTrainedTokenizerBase, unmark
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the data of LLaMA-Factory is not beside this repository")
 def test_real_entries_that_need_more_are_refused_when_chosen() -> None:
-    for name, code in {"mllm_demo": "data.media", "lima": "data.hub", "dpo_en_demo": "data.ranking"}.items():
+    refused = {"mllm_demo": "data.no_file", "dpo_en_demo": "data.ranking", "kto_en_demo": "data.feedback"}
+    for name, code in refused.items():
         with pytest.raises(InputError) as caught:
-            find(REAL, name, "data.train")
+            list(examples(find(REAL, name, "data.train"), REAL, "data.train"))
         assert caught.value.code == code

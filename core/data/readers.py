@@ -1,0 +1,200 @@
+"""Rows of JSON and text files: each row with its line; a broken one is named, not dropped."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from io import BufferedReader
+from typing import Any
+
+from core.data.files import File, opened
+from core.errors import InputError
+from core.formats import Line, Raw, type_name
+
+LONGEST_LINE = 8 << 20
+"""Bytes: a longer line is no example but a whole file in one."""
+CHUNK = 1 << 20
+"""Characters of a list that are read at once."""
+SPACE = re.compile(r"[ \t\r\n]*")
+SHOWN = 80
+
+Item = tuple[Line, Raw | InputError]
+"""A row and where it stands, or what is wrong with it there."""
+
+
+def json_rows(path: File, place: str, encoding: str) -> Iterator[Item]:
+    """Read one object a line, or one list of objects."""
+    with opened(path, place) as file:
+        start = file.peek(64).lstrip()[:1]
+        yield from (_list if start == b"[" else _lines)(file, path.name, place, encoding)
+
+
+def _lines(file: BufferedReader, name: str, place: str, encoding: str) -> Iterator[Item]:
+    for line, raw in text_lines(file, name, place, encoding):
+        if isinstance(raw, InputError):
+            yield line, raw
+        elif raw.strip():
+            yield line, _object(raw, line)
+
+
+def text_lines(file: BufferedReader, name: str, place: str, encoding: str) -> Iterator[tuple[Line, str | InputError]]:
+    number = 0
+    while raw := file.readline(LONGEST_LINE + 1):
+        number += 1
+        line = Line(place, name, number)
+        if len(raw) > LONGEST_LINE:
+            yield line, line.error("data.long_line", limit=LONGEST_LINE >> 20)
+            while raw and not raw.endswith(b"\n"):
+                raw = file.readline(LONGEST_LINE)
+            continue
+        try:
+            yield line, raw.decode(encoding)
+        except UnicodeDecodeError as error:
+            yield line, line.error("data.not_utf8", byte=raw[error.start], encoding=encoding)
+
+
+def _object(text: str, line: Line) -> Raw | InputError:
+    """Return the one object of a line."""
+    try:
+        return _checked(_DECODER.decode(text), line)
+    except json.JSONDecodeError as error:
+        cut = error.msg.startswith("Unterminated") or error.pos >= len(text.rstrip()) - 1
+        code = "data.torn" if cut and not text.endswith("\n") else "data.json"
+        return line.error(code, column=error.pos + 1, what=error.msg, text=text[:SHOWN].strip())
+    except (ValueError, RecursionError) as error:
+        return line.error("data.json", column=1, what=_why(error), text=text[:SHOWN].strip())
+
+
+def _list(file: BufferedReader, name: str, place: str, encoding: str) -> Iterator[Item]:
+    """Read the objects of a list one by one, with no more of the file in memory than one of them needs."""
+    text = _Text(file, name, place, encoding)
+    text.skip(1)
+    separator = ""
+    while True:
+        sign, line = text.next(), text.line
+        if sign == "]" and separator != ",":
+            break
+        if separator == "item":
+            if sign != ",":
+                raise line.error("data.json", **text.near(text.position, "a comma or ] is missing"))
+            separator = text.skip(1)
+            continue
+        yield line, text.item(line)
+        separator = "item"
+    text.skip(1)
+    if text.next():
+        raise text.line.error("data.json", **text.near(text.position, "there is something after the list"))
+
+
+class _Text:
+    """The text of a file around a position, read on as far as needed."""
+
+    def __init__(self, file: BufferedReader, name: str, place: str, encoding: str) -> None:
+        self.file, self.name, self.place, self.encoding = file, name, place, encoding
+        self.decoder = codecs.getincrementaldecoder(encoding)()
+        self.text, self.position, self.number, self.over = "", 0, 1, False
+        self.counted = 0
+        self.next()
+
+    @property
+    def line(self) -> Line:
+        """Where the position is."""
+        self.number += self.text.count("\n", self.counted, self.position)
+        self.counted = self.position
+        return Line(self.place, self.name, self.number)
+
+    def next(self) -> str:
+        """Pass over space; return the character that stands there, "" at the end."""
+        while True:
+            match = SPACE.match(self.text, self.position)
+            self.position = match.end() if match else self.position
+            if self.position < len(self.text) or not self._more():
+                return self.text[self.position : self.position + 1]
+
+    def skip(self, count: int) -> str:
+        """Go on by so many characters and return the last."""
+        self.position += count
+        return self.text[self.position - 1]
+
+    def item(self, line: Line) -> Raw | InputError:
+        """Return the object at the position, which moves behind it."""
+        while True:
+            try:
+                row, end = _DECODER.raw_decode(self.text, self.position)
+                self.position = end
+                return _checked(row, line)
+            except json.JSONDecodeError as error:
+                if self._more():
+                    continue
+                ahead = self.text.count("\n", self.position, error.pos)
+                at = Line(line.place, line.file, line.number + ahead)
+                raise at.error("data.json", **self.near(error.pos, error.msg)) from None
+            except (ValueError, RecursionError) as error:
+                raise line.error("data.json", **self.near(self.position, _why(error))) from None
+
+    def near(self, position: int, what: str) -> dict[str, Any]:
+        """Return the parameters that show a place in the text."""
+        begin = self.text.rfind("\n", 0, position) + 1
+        shown = self.text[begin : begin + SHOWN].split("\n")[0].strip()
+        return {"column": position - begin + 1, "what": what, "text": shown}
+
+    def _more(self) -> bool:
+        """Read on; return False at the end of the file."""
+        line = self.line
+        if self.over:
+            return False
+        if len(self.text) - self.position > LONGEST_LINE:
+            raise line.error("data.long_line", limit=LONGEST_LINE >> 20)
+        raw = self.file.read(CHUNK)
+        self.over = len(raw) < CHUNK
+        try:
+            more = self.decoder.decode(raw, self.over)
+        except UnicodeDecodeError as error:
+            ahead = self.text.count("\n", self.position) + raw.count(b"\n", 0, error.start)
+            at = Line(line.place, line.file, line.number + ahead)
+            raise at.error("data.not_utf8", byte=raw[error.start], encoding=self.encoding) from None
+        # what is behind the line of the position is no longer needed
+        begin = self.text.rfind("\n", 0, self.position) + 1
+        self.text = self.text[begin:] + more
+        self.position, self.counted = self.position - begin, self.counted - begin
+        return True
+
+
+def text_rows(path: File, place: str, encoding: str) -> Iterator[Item]:
+    """Read plain text: each line that is not blank is a row with the column `text`."""
+    with opened(path, place) as file:
+        for line, text in text_lines(file, path.name, place, encoding):
+            if isinstance(text, InputError):
+                yield line, text
+            elif text.strip():
+                yield line, {"text": text.rstrip("\r\n")}
+
+
+def _why(error: Exception) -> str:
+    return "nested too deep" if isinstance(error, RecursionError) else str(error)
+
+
+def _checked(row: Any, line: Line) -> Raw | InputError:
+    if not isinstance(row, dict):
+        return line.error("data.not_object", found=type_name(row))
+    lists = [key for key, value in row.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    if len(row) == 1 and lists and not {"role", "from", "content", "value"} & set(row[lists[0]][0]):
+        return line.error("data.wrapped", column=lists[0])
+    return row
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> Raw:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)} stands twice")
+    return row
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_no_key_twice)

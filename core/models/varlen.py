@@ -1,0 +1,120 @@
+"""Attention over rows that lie end to end in one line: each sees itself alone, and nothing is computed between them."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+NAME = "varlen"
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+"""How far a logit may be from that of the row alone, as a share of the largest."""
+
+
+def attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: int = 0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Return (1, N, heads, D) for query (1, heads, N, D) and key, value (1, groups, N, D); rows end at cu_seq_lens_q.
+
+    Without bounds it is plain causal attention. Registered as the attention implementation `varlen`.
+    """
+    if cu_seq_lens_q is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, is_causal=True, **kwargs
+        )
+    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and not dropout:
+        return _on_gpu(query, key, value, scaling, sliding_window, cu_seq_lens_q, max_length_q), None
+    bounds = cu_seq_lens_q.tolist()
+    made = [
+        _one(query[:, :, begin:end], key[:, :, begin:end], value[:, :, begin:end], scaling, dropout, sliding_window)
+        for begin, end in pairwise(bounds)
+    ]
+    return torch.cat(made, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _one(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, dropout: float,
+    window: int | None,
+) -> torch.Tensor:  # fmt: skip
+    """Return the attention of one row, (1, heads, T, D)."""
+    mask = None
+    length = query.shape[2]
+    if window is not None and window < length:
+        distance_T_T = torch.arange(length, device=query.device)[:, None] - torch.arange(length, device=query.device)
+        mask = (distance_T_T >= 0) & (distance_T_T < window)
+    return torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )  # fmt: skip
+
+
+def _on_gpu(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, window: int | None,
+    bounds: torch.Tensor, longest: int,
+) -> torch.Tensor:  # fmt: skip
+    """Return the attention of all rows by one kernel."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    flat_q, flat_k, flat_v = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))
+    made: Any = varlen_attn(
+        flat_q, flat_k, flat_v, bounds, bounds, longest, longest, scale=scaling,
+        window_size=(-1 if window is None else window - 1, 0), enable_gqa=query.shape[1] != key.shape[1],
+    )  # fmt: skip
+    return made[None]
+
+
+AttentionInterface.register(NAME, attention)
+
+
+def isolate(model: PreTrainedModel) -> bool:
+    """Let the model compute rows end to end, if it can be shown to keep them apart; return whether it does.
+
+    Shown by trying: two short rows in one line must get the logits that each gets alone. Models with a state between
+    tokens, or with attention of their own, fail it and stay as they were.
+    """
+    before = model.config._attn_implementation
+    was_training = model.training
+    if before == "sdpa":
+        try:
+            model.set_attn_implementation(NAME)
+        except ValueError:
+            return False
+    model.eval()
+    try:
+        apart = before in ("sdpa", NAME, "flash_attention_2") and _apart(model)
+    except (TypeError, ValueError, RuntimeError):  # an architecture that knows none of these arguments
+        apart = False
+    model.train(was_training)
+    if not apart and before == "sdpa":
+        model.set_attn_implementation(before)
+    return apart
+
+
+@torch.inference_mode()
+def _apart(model: PreTrainedModel) -> bool:
+    """Return whether two rows in one line get the logits of each row alone."""
+    rows = [torch.arange(3, 8, device=model.device)[None], torch.arange(4, 11, device=model.device)[None]]
+    lengths = [row.shape[1] for row in rows]
+    bounds = torch.tensor([0, lengths[0], sum(lengths)], dtype=torch.int32, device=model.device)
+    positions = torch.cat([torch.arange(length, device=model.device) for length in lengths])[None]
+    together = model(
+        torch.cat(rows, 1), position_ids=positions, use_cache=False, cu_seq_lens_q=bounds, cu_seq_lens_k=bounds,
+        max_length_q=max(lengths), max_length_k=max(lengths),
+    ).logits[0]  # fmt: skip
+    alone = torch.cat([model(row, use_cache=False).logits[0] for row in rows])
+    limit = TOLERANCE[together.dtype] * float(alone.abs().max())
+    return bool((together - alone).abs().max() <= limit)
