@@ -8,26 +8,20 @@ from __future__ import annotations
 import tomllib
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, get_origin
+from typing import Annotated, get_origin
 
 import typer
 
+from app import cli_data
 from app.cli_follow import finish, start
+from app.cli_options import Json, Place, option, room
 from app.cli_speak import Answer, answering, number, out, say
 from app.jobs import base
 from core import config, runs, workspace
 from core.errors import InputError
 from core.recipes import recipe as named_recipe
 
-
-def option(key: str, *flags: str, **more: Any) -> typer.models.OptionInfo:
-    """Declare an option whose help is a locale key below ui.cli.option."""
-    return typer.Option(*flags, help=say(f"option.{key}"), show_default=False, **more)
-
-
 Words = Annotated[list[str] | None, typer.Argument(metavar="FILE.yaml|key=value", help=say("option.words"))]
-Place = Annotated[Path | None, option("workspace", "--workspace", "-w")]
-Json = Annotated[bool, option("json", "--json")]
 Detach = Annotated[bool, option("detach", "--detach", "-d")]
 
 main = typer.Typer(
@@ -40,6 +34,9 @@ main = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+main.add_typer(cli_data.main, name="data", help=say("command.data"))
 
 
 def command(name: str):
@@ -91,11 +88,6 @@ def _read(path: Path) -> dict:
         raise InputError("path.missing", path=str(path)) from None
     except (OSError, UnicodeDecodeError):
         raise InputError("cli.file_unreadable", path=str(path)) from None
-
-
-def room(place: Path | None) -> Path:
-    """Return the workspace of a command: the one named, else that of the process."""
-    return place.expanduser().resolve() if place else workspace.default()
 
 
 @command("train")

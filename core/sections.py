@@ -59,10 +59,10 @@ class Data(Spec):
     """Template
     How turns are laid out as one text. Auto takes the model's own chat template, or ChatML where it has none;
     plain sets question and answer one after the other with nothing between."""
-    thinking: Literal["auto", "on", "off", "kept"] = knob("auto", expert=True)
+    thinking: Literal["auto", "think", "answer", "keep"] = knob("auto", expert=True)
     """Thinking
-    What the template is told about reasoning. Off leaves thoughts out of the answers; kept asks it to leave those of
-    earlier turns in. Auto tells it nothing."""
+    What the template is told about reasoning: think turns it on, answer turns it off and leaves thoughts out of the
+    answers, keep asks to leave in those of earlier turns. Auto tells it nothing."""
     truncation: Literal["end", "start", "prompt"] = knob("end", expert=True)
     """Truncation
     What an example that is too long loses: its end, its start, or the middle of the question, so that the whole
@@ -78,7 +78,7 @@ class Data(Spec):
     """Shares
     How often each training set is drawn from when sets are interleaved, in their order: [0.7, 0.3]. Left empty: all
     alike."""
-    packing: Literal["auto", "on", "off"] = knob("auto")
+    packing: Literal["auto", "always", "never"] = knob("auto")
     """Packing
     Fill each place of a batch with several short examples, kept apart from each other: more speed on short rows. The
     batch size then counts places of the cutoff length. Auto packs plain texts only."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from core.data import cache, mix
+from core.data import cache, kept, mix
 from core.data.describe import Described, find
 from core.data.encode import Counts, Encoded, Encoder, joined
 from core.data.files import files
@@ -71,7 +71,7 @@ class Loader:
             data=mark, settings=settings, options=renderer.options, mask_history=self.mask_history,
             tokenizer=_sum(self.tokenizer), train_on_prompt=self.train_on_prompt,
         )  # fmt: skip
-        home = cache.folder(self.workspace)
+        home = kept.folder(self.workspace)
         found = cache.read(home, name) if mark else None
         if found is None:
             found = self._encode(described, place, renderer)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,6 @@ VERSION = 1
 """Raised whenever the same input gives other tokens than before."""
 ROOM = 1 << 30
 """Bytes that must stay free on the disk; below, nothing is cached."""
-
-
-def folder(workspace: Path) -> Path:
-    """Return where a workspace keeps its encoded sets."""
-    return workspace / ".cache" / "data"
 
 
 def key(**parts: Any) -> str:
@@ -69,29 +64,3 @@ def write(place: Path, name: str, encoded: Encoded, counts: Counts) -> None:
         aside.replace(place / f"{name}.arrow")
     finally:
         aside.unlink(missing_ok=True)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One encoded set."""
-
-    name: str
-    bytes: int
-    used: float
-    """When, in seconds since 1970."""
-
-
-def entries(workspace: Path) -> list[Entry]:
-    """Return what is kept, the latest used first."""
-    found = [(path, path.stat()) for path in folder(workspace).glob("*.arrow")]
-    made = [Entry(path.stem, stat.st_size, stat.st_mtime) for path, stat in found]
-    return sorted(made, key=lambda entry: -entry.used)
-
-
-def clear(workspace: Path) -> int:
-    """Delete what is kept and return how many bytes that was. A run that reads one keeps it until it ends."""
-    freed = 0
-    for path in folder(workspace).glob("*.arrow"):
-        freed += path.stat().st_size
-        path.unlink(missing_ok=True)
-    return freed

@@ -75,16 +75,17 @@ def suffix(name: str) -> str:
 def find(folder: Path, name: str, place: str) -> Described:
     """Return the set of this name; raise InputError at `place` when there is none or it can't be used.
 
-    A name may also be a hub id (owner/name) or the address of a file.
+    A name may also be that of its file, a hub id (owner/name) or the address of a file.
     """
-    known = {d.name: d for d in sets(folder, f"{place.partition('.')[0]}.folder")}
+    listed = sets(folder, f"{place.partition('.')[0]}.folder")
+    known = {d.file: d for d in reversed(listed) if d.file} | {d.name: d for d in listed}
     if name not in known:
         if URL.fullmatch(name):
             return Described(name, url=name)
         if HUB_ID.fullmatch(name) and "/" in name and not (folder / name).exists():
             return Described(name, hub=name)
         near = difflib.get_close_matches(name, known, 1, 0.5)
-        usable = near or [d.name for d in known.values() if not d.problem][:10]
+        usable = near or [d.name for d in listed if not d.problem][:10]
         raise InputError("data.unknown_set", place, name=name, folder=str(folder), known=", ".join(usable))
     found = known[name]
     if found.problem:
@@ -122,9 +123,16 @@ def _entries(text: str, place: str) -> dict[str, Any]:
 
 
 def _described(text: str, name: str, entry: Any) -> Described:
-    """Return the set that an entry describes; what is wrong with it becomes its problem, with its line."""
+    """Return the set that an entry describes, with the line of what is wrong with it."""
     found = re.search(re.escape(json.dumps(name, ensure_ascii=False)) + r"\s*:", text)
-    line = text.count("\n", 0, found.start()) + 1 if found else 1
+    return set_from(name, entry, text.count("\n", 0, found.start()) + 1 if found else 1)
+
+
+def set_from(name: str, entry: Any, line: int = 1, *, guess: bool = False) -> Described:
+    """Return the set that an entry describes; what is wrong with it becomes its problem.
+
+    guess: the entry says nothing of the format, the first rows are to tell it.
+    """
     try:
         problem = next(_wrong(name, entry), None)
         names = None if problem else _names(entry)
@@ -144,7 +152,7 @@ def _described(text: str, name: str, entry: Any) -> Described:
         split=entry.get("split") or "train",
         folder=entry.get("folder") or "",
         rows=entry.get("num_samples") or 0,
-        names=names,
+        names=None if guess else names,
         encoding=entry.get("encoding") or "utf-8",
     )
 

@@ -9,8 +9,8 @@ from core.formats import Format, Raw
 from core.formats.alpaca import Alpaca
 from core.formats.completion import Completion
 from core.formats.messages import OpenAI, ShareGPT
-from core.formats.preference import Preference
 from core.formats.plain import Text
+from core.formats.preference import Preference
 
 ASKED = ("instruction", "question", "prompt", "query", "problem", "user", "input", "text", "sentence", "article")
 """Names in use for what is asked, the surest first."""

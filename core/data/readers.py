@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from io import BufferedReader
+from itertools import islice
 from typing import Any
 
 from core.data.files import File, opened
@@ -24,23 +25,26 @@ Item = tuple[Line, Raw | InputError]
 """A row and where it stands, or what is wrong with it there."""
 
 
-def json_rows(path: File, place: str, encoding: str) -> Iterator[Item]:
-    """Read one object a line, or one list of objects."""
+def json_rows(path: File, place: str, encoding: str, after: int = 0) -> Iterator[Item]:
+    """Read one object a line, or one list of objects; only what stands behind line `after`."""
     with opened(path, place) as file:
         start = file.peek(64).lstrip()[:1]
-        yield from (_list if start == b"[" else _lines)(file, path.name, place, encoding)
+        yield from (_list if start == b"[" else _lines)(file, path.name, place, encoding, after)
 
 
-def _lines(file: BufferedReader, name: str, place: str, encoding: str) -> Iterator[Item]:
-    for line, raw in text_lines(file, name, place, encoding):
+def _lines(file: BufferedReader, name: str, place: str, encoding: str, after: int) -> Iterator[Item]:
+    for line, raw in text_lines(file, name, place, encoding, after):
         if isinstance(raw, InputError):
             yield line, raw
         elif raw.strip():
             yield line, _object(raw, line)
 
 
-def text_lines(file: BufferedReader, name: str, place: str, encoding: str) -> Iterator[tuple[Line, str | InputError]]:
-    number = 0
+def text_lines(
+    file: BufferedReader, name: str, place: str, encoding: str, after: int = 0
+) -> Iterator[tuple[Line, str | InputError]]:
+    """Yield the lines of a file behind line `after`, each decoded."""
+    number = sum(1 for _ in islice(file, after))
     while raw := file.readline(LONGEST_LINE + 1):
         number += 1
         line = Line(place, name, number)
@@ -67,7 +71,7 @@ def _object(text: str, line: Line) -> Raw | InputError:
         return line.error("data.json", column=1, what=_why(error), text=text[:SHOWN].strip())
 
 
-def _list(file: BufferedReader, name: str, place: str, encoding: str) -> Iterator[Item]:
+def _list(file: BufferedReader, name: str, place: str, encoding: str, after: int) -> Iterator[Item]:
     """Read the objects of a list one by one, with no more of the file in memory than one of them needs."""
     text = _Text(file, name, place, encoding)
     text.skip(1)
@@ -81,7 +85,9 @@ def _list(file: BufferedReader, name: str, place: str, encoding: str) -> Iterato
                 raise line.error("data.json", **text.near(text.position, "a comma or ] is missing"))
             separator = text.skip(1)
             continue
-        yield line, text.item(line)
+        item = text.item(line)
+        if line.number > after:
+            yield line, item
         separator = "item"
     text.skip(1)
     if text.next():
@@ -162,10 +168,10 @@ class _Text:
         return True
 
 
-def text_rows(path: File, place: str, encoding: str) -> Iterator[Item]:
+def text_rows(path: File, place: str, encoding: str, after: int = 0) -> Iterator[Item]:
     """Read plain text: each line that is not blank is a row with the column `text`."""
     with opened(path, place) as file:
-        for line, text in text_lines(file, path.name, place, encoding):
+        for line, text in text_lines(file, path.name, place, encoding, after):
             if isinstance(text, InputError):
                 yield line, text
             elif text.strip():

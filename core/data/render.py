@@ -27,9 +27,9 @@ it out. A noncharacter of Unicode, which no text may have (formats.UNFIT)."""
 THOUGHT = re.compile(r"\s*<think>.*?</think>\s*", re.DOTALL)
 THINKING: dict[str, dict[str, bool]] = {
     "auto": {},
-    "on": {"enable_thinking": True},
-    "off": {"enable_thinking": False},
-    "kept": {"enable_thinking": True, "preserve_thinking": True, "clear_thinking": False},
+    "think": {"enable_thinking": True},
+    "answer": {"enable_thinking": False},
+    "keep": {"enable_thinking": True, "preserve_thinking": True, "clear_thinking": False},
 }
 """What templates are told; each takes the names it knows."""
 
@@ -88,7 +88,7 @@ class Renderer:
         for message in messages:
             fresh = escaped(message, self.controls)
             self.escaped += fresh != message
-            if fresh["role"] == "assistant" and self.thinking == "off":
+            if fresh["role"] == "assistant" and self.thinking == "answer":
                 fresh.pop("reasoning_content", None)
                 fresh["content"] = THOUGHT.sub("", str(fresh["content"]), count=1)
             made.append(fresh)

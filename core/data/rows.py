@@ -58,10 +58,12 @@ def examples(
 
 
 def numbered(
-    described: Described, folder: Path, place: str, broken: Broken | None = None
+    described: Described, folder: Path, place: str, broken: Broken | None = None, after: int = 0
 ) -> Iterator[tuple[Line, Row, Raw]]:
-    """Yield (where it stands, standard row, row as it is in the file)."""
+    """Yield (where it stands, standard row, row as it is in the file), of rows behind line `after`."""
     names, rows = opening(described, folder, place)
+    if after:
+        rows = items(described, folder, place, after)
     count = seen = 0
     for line, raw in rows:
         seen += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,26 +15,27 @@ from core.data.tables import arrow_rows, csv_rows, parquet_rows
 from core.errors import InputError
 from core.formats import Line
 
-READERS: dict[str, Callable[[File, str, str], Iterator[Item]]] = {
+READERS: dict[str, Callable[[File, str, str, int], Iterator[Item]]] = {
     ".json": json_rows, ".jsonl": json_rows, ".ndjson": json_rows, ".csv": csv_rows, ".tsv": csv_rows,
     ".txt": text_rows, ".parquet": parquet_rows, ".arrow": arrow_rows,
 }  # fmt: skip
 
 
-def items(described: Described, folder: Path, place: str) -> Iterator[Item]:
-    """Yield the rows of a set and what is wrong with broken ones.
+def items(described: Described, folder: Path, place: str, after: int = 0) -> Iterator[Item]:
+    """Yield the rows of a set and what is wrong with broken ones; of its first file only those behind line `after`.
 
     Raises InputError where a file, or the rest of it, can't be read at all.
     """
     if described.hub and not (described.file and (folder / described.file).exists()):
-        yield from _hub_rows(described, place)
+        yield from islice(_hub_rows(described, place), after, None)
         return
     sources: list[File] = [Remote(described.url)] if described.url else list(files(described, folder, place))
     for file in sources:
         if suffix(file.name) not in READERS:
             raise InputError("data.suffix", place, file=file.name, known=", ".join(READERS))
         try:
-            yield from READERS[suffix(file.name)](file, place, described.encoding)
+            yield from READERS[suffix(file.name)](file, place, described.encoding, after)
+            after = 0
         except OSError as error:
             raise InputError("data.unreadable", place, file=file.name, what=_first_line(error)) from None
 

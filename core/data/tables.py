@@ -16,7 +16,7 @@ BATCH = 1024
 """Rows of a Parquet or Arrow file that are in memory at once."""
 
 
-def csv_rows(path: File, place: str, encoding: str) -> Iterator[Item]:
+def csv_rows(path: File, place: str, encoding: str, after: int = 0) -> Iterator[Item]:
     """Read a table with the names of its columns in the first line; every row must have as many fields."""
     with opened(path, place) as file:
         sample = file.peek(64 << 10)
@@ -35,6 +35,8 @@ def csv_rows(path: File, place: str, encoding: str) -> Iterator[Item]:
                 break
             if not columns:
                 columns = _header(fields, line)
+            elif line.number <= after:
+                continue
             elif len(fields) != len(columns):
                 if fields:  # a blank line is none
                     yield line, line.error("data.ragged", given=len(fields), wanted=len(columns))
@@ -75,19 +77,19 @@ def _header(fields: list[str], line: Line) -> list[str]:
     return names
 
 
-def parquet_rows(path: File, place: str, encoding: str) -> Iterator[Item]:
+def parquet_rows(path: File, place: str, encoding: str, after: int = 0) -> Iterator[Item]:
     """Read a Parquet file batch by batch; lines are numbers of rows, from 1."""
     import pyarrow as pa
     from pyarrow import parquet
 
     with opened(path, place, magic="Parquet") as file:
         try:
-            yield from _batches(parquet.ParquetFile(file).iter_batches(BATCH), path.name, place)
+            yield from _batches(parquet.ParquetFile(file).iter_batches(BATCH), path.name, place, after)
         except (pa.ArrowException, OSError) as error:
             raise InputError("data.columnar", place, file=path.name, what=str(error).splitlines()[0][:200]) from None
 
 
-def arrow_rows(path: File, place: str, encoding: str) -> Iterator[Item]:
+def arrow_rows(path: File, place: str, encoding: str, after: int = 0) -> Iterator[Item]:
     """Read an Arrow file, or a stream of batches as `datasets` writes them."""
     import pyarrow as pa
 
@@ -98,14 +100,18 @@ def arrow_rows(path: File, place: str, encoding: str) -> Iterator[Item]:
                 batches = (whole.get_batch(index) for index in range(whole.num_record_batches))
             else:
                 batches = iter(pa.ipc.open_stream(pa.memory_map(str(path))))
-            yield from _batches(batches, path.name, place)
+            yield from _batches(batches, path.name, place, after)
         except (pa.ArrowException, OSError) as error:
             raise InputError("data.columnar", place, file=path.name, what=str(error).splitlines()[0][:200]) from None
 
 
-def _batches(batches: Any, name: str, place: str) -> Iterator[Item]:
+def _batches(batches: Any, name: str, place: str, after: int) -> Iterator[Item]:
     number = 0
     for batch in batches:
+        if number + batch.num_rows <= after:
+            number += batch.num_rows
+            continue
         for row in batch.to_pylist():
             number += 1
-            yield Line(place, name, number), row
+            if number > after:
+                yield Line(place, name, number), row

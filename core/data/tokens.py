@@ -3,7 +3,7 @@
 A byte-level BPE splits a text into words by a pattern and merges the parts of each word by rank. tiktoken does so
 several times faster, but knows only ranks of tokens, where `tokenizers` knows which pairs may merge. Take the first
 step at which the two differ: tiktoken makes a token t of two parts that are no pair. All steps before it, within the
-bytes of t, are those that `tokenizers` takes when it encodes these bytes alone, so there it gets stuck at the two parts.
+bytes of t, are those that `tokenizers` takes when it encodes these bytes alone, so there it is stuck at the two parts.
 Hence if it encodes the bytes of every token as that token, they never differ. Tokens for which that fails, and those
 that contain one, are doubtful; a text with a doubtful token goes to the tokenizer.
 """

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from transformers import AttentionInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 NAME = "varlen"
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -30,12 +29,10 @@ def attention(
 ) -> tuple[torch.Tensor, None]:
     """Return (1, N, heads, D) for query (1, heads, N, D) and key, value (1, groups, N, D); rows end at cu_seq_lens_q.
 
-    Without bounds it is plain causal attention. Registered as the attention implementation `varlen`.
+    Without bounds each row of a batch is one. Registered as the attention implementation `varlen`.
     """
     if cu_seq_lens_q is None:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout, scaling, is_causal=True, **kwargs
-        )
+        return _one(query, key, value, scaling, dropout, sliding_window).transpose(1, 2).contiguous(), None
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and not dropout:
         return _on_gpu(query, key, value, scaling, sliding_window, cu_seq_lens_q, max_length_q), None
     bounds = cu_seq_lens_q.tolist()
@@ -50,7 +47,7 @@ def _one(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, dropout: float,
     window: int | None,
 ) -> torch.Tensor:  # fmt: skip
-    """Return the attention of one row, (1, heads, T, D)."""
+    """Return the causal attention of rows of one length, (B, heads, T, D)."""
     mask = None
     length = query.shape[2]
     if window is not None and window < length:

@@ -72,10 +72,10 @@ def fit(run: Run, context: Context, model: PreTrainedModel, lessons: Lessons, pa
 
 def _layout(run: Run, model: PreTrainedModel, lessons: Lessons, pad_id: Any) -> tuple[Encoded | Packed, Flat | Padder]:
     """Return (what a step draws from, how it becomes a batch): packs if wanted, and no padding if the model can."""
-    wanted = run.data.packing == "on" or (run.data.packing == "auto" and plain_only(lessons))
+    wanted = run.data.packing == "always" or (run.data.packing == "auto" and plain_only(lessons))
     if isolate(model):
         return (packed(lessons.train, run.data.cutoff) if wanted else lessons.train), Flat()
-    if run.data.packing == "on":
+    if run.data.packing == "always":
         raise InputError("data.packing", "data.packing", model=model.config.model_type)
     return lessons.train, Padder(pad_id)
 

@@ -75,7 +75,8 @@ def test_description_renames_some_columns_and_keeps_the_others(tmp_path: Path) -
     (tmp_path / "dataset_info.json").write_text(json.dumps(info))
     listed = {s.name: s.problem.code if s.problem else "" for s in sets(tmp_path)}
     assert listed == {
-        "mine": "", "hub": "", "pairs": "", "liked": "", "seen": "", "calls": "", "odd": "data.format", "typo": "data.entry", "few": "data.entry",
+        **dict.fromkeys(("mine", "hub", "pairs", "liked", "seen", "calls"), ""),
+        "odd": "data.format", "typo": "data.entry", "few": "data.entry",
         "nameless": "data.entry", "lone.json": "",
     }  # fmt: skip
     assert read(tmp_path, "mine") == [talk("a\nb", "c")]

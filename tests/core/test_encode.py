@@ -19,8 +19,8 @@ from core.data.pack import Order, Padder
 from core.data.render import Renderer
 from core.data.rows import examples
 from core.data.tokens import Tokenizer
-from core.formats import Row
 from core.errors import InputError
+from core.formats import Row
 from core.sections import Data
 from tests.conftest import ROOT, TEMPLATE
 from tests.core.test_data import talk

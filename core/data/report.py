@@ -1,0 +1,145 @@
+"""What may be wrong with rows that are all in order: repeats, leaks, empties, private data, typed control tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from rensa import RMinHash, RMinHashLSH  # type: ignore[attr-defined]  # compiled, without stubs
+
+from core.data.card import parts, words
+from core.data.inspect import language
+from core.formats import Row
+
+PERMUTATIONS, BANDS, ALIKE = 128, 16, 0.8
+"""Of MinHash: 16 bands of 8 find pairs that share 0.8 of their shingles with a probability of 0.95."""
+SHINGLE = 3
+"""Words that make one."""
+KEPT = 200
+"""Lines that are named for each finding; all are counted."""
+TOLD_BY = 2000
+"""Rows whose language is told."""
+RARE = 0.01
+EMAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}")
+PHONE = re.compile(
+    r"(?<![\w.,-])(?:\+\d{1,3}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d{2,4}(?:[ .-]?\d{2,4}){2,3}"
+    r"|(?:\(\d{3}\) ?|\d{3}[.-])\d{3}[.-]\d{4})(?![\w-])"
+)
+"""Numbers that begin with +, or are grouped as in North America."""
+CONTROL = re.compile(r"<\|[^|<>\s]{1,40}\|>|</?s>|\[/?INST\]|<(?:start|end)_of_turn>")
+
+
+@dataclass
+class Finding:
+    """Something to look at: a code of core.messages, how often, and where."""
+
+    code: str
+    count: int = 0
+    lines: list[int] = field(default_factory=list)
+    others: list[int] = field(default_factory=list)
+    """For repeats: the line of the row that each of `lines` repeats."""
+
+    def add(self, line: int, other: int = 0) -> None:
+        self.count += 1
+        if len(self.lines) < KEPT:
+            self.lines.append(line)
+            if other:
+                self.others.append(other)
+
+
+class _Seen:
+    """Rows that were seen, exactly or nearly the same."""
+
+    def __init__(self) -> None:
+        self.exact: dict[bytes, int] = {}
+        self.near = RMinHashLSH(ALIKE, PERMUTATIONS, BANDS)
+        self.hashes: dict[int, RMinHash] = {}
+
+    def same(self, text: str) -> int:
+        """Return the line of the first row with this text; 0 for none."""
+        return self.exact.get(_digest(text), 0)
+
+    def alike(self, text: str) -> tuple[int, RMinHash]:
+        """Return (the line of a row that shares most of its shingles, or 0; the signature of this one)."""
+        signature = RMinHash(PERMUTATIONS, 0)
+        signature.update(shingles(text))
+        for line in self.near.query(signature):
+            if self.hashes[line].jaccard(signature) >= ALIKE:
+                return line, signature
+        return 0, signature
+
+    def add(self, line: int, text: str, signature: RMinHash) -> None:
+        self.exact[_digest(text)] = line
+        self.near.insert(line, signature)
+        self.hashes[line] = signature
+
+
+def report(
+    rows: Iterable[tuple[int, Row]],
+    held_out: Iterable[tuple[int, Row]] = (),
+    advance: Callable[[int], None] = lambda done: None,
+) -> dict[str, Any]:
+    """Return {"rows": n, "findings": [Finding], "languages": {code: share}} of numbered rows.
+
+    `held_out`: rows of the evaluation set; those that also stand among the others are leaks.
+    """
+    seen = _Seen()
+    found = {code: Finding(f"report.{code}") for code in (
+        "duplicate", "near_duplicate", "empty_answer", "empty_question", "control_token", "email", "phone", "leak",
+        "near_leak",
+    )}  # fmt: skip
+    languages: Counter[str] = Counter()
+    count = 0
+    for line, row in rows:
+        count += 1
+        asked, answered = parts(row)
+        _look_at(found, line, row, asked, answered)
+        if count <= TOLD_BY:
+            languages[language(f"{asked} {answered}")] += 1  # short texts are often told wrong: rare ones fall away
+        text = f"{asked}\n{answered}"
+        if other := seen.same(text):
+            found["duplicate"].add(line, other)
+            continue
+        other, signature = seen.alike(text)
+        if other:
+            found["near_duplicate"].add(line, other)
+        seen.add(line, text, signature)
+        if count % 512 == 0:
+            advance(count)
+    for line, row in held_out:
+        text = "\n".join(parts(row))
+        if other := seen.same(text):
+            found["leak"].add(line, other)
+        elif other := seen.alike(text)[0]:
+            found["near_leak"].add(line, other)
+    told = languages.total() or 1
+    shares = {code: number / told for code, number in languages.most_common(10) if number / told >= RARE}
+    return {"rows": count, "findings": [finding for finding in found.values() if finding.count], "languages": shares}
+
+
+def _look_at(found: dict[str, Finding], line: int, row: Row, asked: str, answered: str) -> None:
+    """Note what one row alone shows."""
+    if not answered.strip() and not row.response[0].get("tool_calls"):
+        found["empty_answer"].add(line)
+    if not asked.strip() and not row.plain:
+        found["empty_question"].add(line)
+    text = f"{asked}\n{answered}"
+    for code, pattern in (("control_token", CONTROL), ("email", EMAIL), ("phone", PHONE)):
+        if pattern.search(text):
+            found[code].add(line)
+
+
+def shingles(text: str) -> list[str]:
+    """Return the runs of three words in a text; of a short text its words."""
+    said = words(text)
+    if len(said) < SHINGLE:
+        return said or [text]
+    return [" ".join(said[at : at + SHINGLE]) for at in range(len(said) - SHINGLE + 1)]
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(" ".join(text.split()).encode(), digest_size=16).digest()

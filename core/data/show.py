@@ -1,0 +1,51 @@
+"""One row as the model gets it: the text, every token of it, and whether it is learned, only read, or cut away."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from core.data.encode import Encoder, kept, within
+from core.data.render import SEAM
+from core.formats import Row
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A piece of a row: most rows are one."""
+
+    text: str
+    ids: list[int]
+    tokens: list[str]
+    """The stretch of the text that each token stands for."""
+    learned: list[bool]
+    kept: list[bool]
+    special: list[bool]
+
+
+def show(row: Row, encoder: Encoder, answer: int = 0) -> list[Shown]:
+    """Return the pieces of a row with its answer of this number, cut where training would cut them."""
+    made: list[Shown] = []
+    (pieces,) = encoder.renderer.pieces([row], answer)
+    for piece, tokens in zip(pieces, encoder.tokens.encode([piece.text for piece in pieces]), strict=True):
+        ids_T, _, end_T = tokens
+        learned_T = np.ones(len(ids_T), bool) if encoder.train_on_prompt else within(tokens, piece.spans)
+        learned_T[:1] = False
+        kept_T = np.ones(len(ids_T), bool)
+        if len(ids_T) > encoder.cutoff and not piece.plain:
+            kept_T[:] = False
+            kept_T[kept(learned_T, encoder.cutoff, encoder.truncation)] = True
+        text = piece.text.replace(SEAM, "")
+        bounds = [0, *np.maximum.accumulate(end_T).tolist()]
+        parts = [text[begin:end] for begin, end in pairwise(bounds)]
+        special = _special(encoder.tokens.tokenizer)
+        made.append(Shown(text, ids_T.tolist(), parts, learned_T.tolist(), kept_T.tolist(),
+                          [token in special for token in ids_T.tolist()]))  # fmt: skip
+    return made
+
+
+def _special(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    return {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
