@@ -66,7 +66,7 @@ class Tokenizer:
         self.done += len(texts)
         if self.done <= WORTHWHILE or self.fast is None:
             return self._slow(texts)
-        made = [self.fast.encode(text) for text in texts]
+        made = self.fast.encode(texts)
         doubtful = [index for index, tokens in enumerate(made) if tokens is None]
         again = iter(self._slow([texts[index] for index in doubtful]) if doubtful else [])
         return [next(again) if tokens is None else tokens for tokens in made]
@@ -107,21 +107,28 @@ class _Fast:
     """Bytes of each rank."""
     doubtful_V: np.ndarray
 
-    def encode(self, text: str) -> Tokens | None:
-        """Return the tokens of a text; None where they are not proven."""
-        ranks = self.encoding.encode_to_numpy(text, allowed_special="all")
-        if self.doubtful_V[ranks].any():
-            return None
-        ends = np.cumsum(self.lengths_V[ranks])
-        if len(ends) and ends[-1] != len(text):  # some character has more than one byte
-            raw = np.frombuffer(text.encode(), np.uint8)
-            first = (raw & 0xC0) != 0x80
-            character = np.cumsum(first)  # how many characters have begun with this byte
-            begins = np.concatenate(([0], ends[:-1]))
-            begin, end = character[begins] - 1, character[ends - 1]
-        else:
-            begin, end = np.concatenate(([0], ends[:-1])) if len(ends) else ends, ends
-        return self.ids_V[ranks], begin.astype(np.int32), end.astype(np.int32)
+    def encode(self, texts: Sequence[str]) -> list[Tokens | None]:
+        """Return the tokens of each text; None where they are not proven."""
+        ranks = [self.encoding.encode_to_numpy(text, allowed_special="all") for text in texts]
+        bounds = np.cumsum([0, *map(len, ranks)])
+        ranks_N = np.concatenate(ranks) if ranks else np.zeros(0, np.int64)
+        ids_N, doubtful_N = self.ids_V[ranks_N], self.doubtful_V[ranks_N]
+        end_N = np.cumsum(self.lengths_V[ranks_N])  # in bytes, of all texts
+        begin_N = end_N - self.lengths_V[ranks_N]
+        made: list[Tokens | None] = []
+        for text, first, last in zip(texts, bounds.tolist(), bounds[1:].tolist(), strict=False):
+            if doubtful_N[first:last].any():
+                made.append(None)
+                continue
+            begin, end = begin_N[first:last], end_N[first:last]
+            if first < last:
+                begin, end = begin - begin[0], end - begin[0]
+                if end[-1] != len(text):  # some character has more than one byte
+                    raw = np.frombuffer(text.encode(), np.uint8)
+                    character = np.cumsum((raw & 0xC0) != 0x80)  # how many characters have begun with this byte
+                    begin, end = character[begin] - 1, character[end - 1]
+            made.append((ids_N[first:last], begin, end))
+        return made
 
 
 def _prepare(tokenizer: Any) -> _Fast | None:
