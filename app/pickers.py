@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from app.jobs import tuned_runs
+from core import templates
 from core.data.describe import sets
 from core.errors import InputError
 from core.sections import DEMO_DATA, DEMO_MODEL
@@ -24,6 +25,8 @@ def offers(pick: str, workspace: Path, allowed: tuple[Path, ...] = (), folder: s
         return [DEMO_DATA, *_with("dataset_info.json", workspace, allowed)]
     if pick == "set":
         return _sets(folder, workspace, allowed)
+    if pick == "template":
+        return templates.names()
     if pick == "tuned":
         return tuned_runs(workspace)[:MOST]
     return []

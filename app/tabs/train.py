@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from html import escape
 from typing import Any
@@ -53,6 +54,7 @@ def build(page: Page) -> None:
     )  # fmt: skip
     picker.input(handlers.fill, [picker, page.language, *form.inputs], form.outputs, **QUIET)
     page.clone.change(handlers.clone, [page.clone, page.language], [page.tabs, *form.outputs], **QUIET)
+    page.data.change(handlers.take, [page.data, page.language, *form.inputs], [page.tabs, *form.outputs], **QUIET)
     page.language.change(handlers.name_recipes, page.language, picker, **QUIET)
 
 
@@ -101,6 +103,17 @@ class _Handlers:
             return [gr.skip()] * (1 + len(form.outputs))
         if not isinstance(job, config.Run):
             return [gr.skip()] * (1 + len(form.outputs))
+        return [gr.update(selected=KEY), *form.updates(language, form.values(job), fill=True)]
+
+    def take(self, wish: tuple[str, str, int], language: str, *values: Any) -> list[Any]:
+        """Put a set into the form and show it; everything else stays as it is."""
+        form, (folder, name, _) = self.form, wish
+        title = re.sub(r"[^\w-]+", "-", name.partition(".")[0]).strip("-_")[:60]
+        asked = {"name": title, "data": {"folder": folder, "train": [name], "eval": ""}}
+        try:
+            job = config.resolve(form.layer(values), asked)
+        except InputError:
+            job = config.resolve(asked)  # what is typed may not be right yet; the set counts
         return [gr.update(selected=KEY), *form.updates(language, form.values(job), fill=True)]
 
     def name_recipes(self, language: str) -> Any:

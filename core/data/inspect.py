@@ -20,6 +20,8 @@ from core.formats import Format, Raw
 PLACE = "data"
 SECONDS = 1.5
 """How long a page may take; a search that finds nothing by then says how far it came."""
+TELLING = 12
+"""Letters that a text must have for its language to be told."""
 SHOWN = 2000
 """Characters of a cell that are shown at most."""
 
@@ -93,10 +95,10 @@ def entry(file: str, names: Format) -> dict[str, Any]:
 
 
 def language(text: str) -> str:
-    """Return the language of a text as its ISO 639 code; "" where there is none to tell it by."""
+    """Return the language of a text as its ISO 639 code; "" where there are too few letters to tell it by."""
     import py3langid
 
-    return str(py3langid.classify(text[:20_000])[0]) if text.strip() else ""
+    return str(py3langid.classify(text[:20_000])[0]) if sum(map(str.isalpha, text[:200])) >= TELLING else ""
 
 
 @dataclass

@@ -99,7 +99,9 @@ def report(
         asked, answered = parts(row)
         _look_at(found, line, row, asked, answered)
         if count <= TOLD_BY:
-            languages[language(f"{asked} {answered}")] += 1  # short texts are often told wrong: rare ones fall away
+            languages[language(f"{asked} {answered}") or "?"] += (
+                1  # short texts are often told wrong: rare ones fall away
+            )
         text = f"{asked}\n{answered}"
         if other := seen.same(text):
             found["duplicate"].add(line, other)
