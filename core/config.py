@@ -11,7 +11,8 @@ from functools import cache
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
 
@@ -59,6 +60,12 @@ class Run(Spec):
     hardware: Hardware = knob(Hardware())
     """Hardware
     What it runs on."""
+
+    @model_validator(mode="after")
+    def _stream_ends(self) -> Run:
+        if self.data.streaming and not self.training.max_steps:
+            raise PydanticCustomError("data.stream_endless", "a stream needs a step limit")
+        return self
 
 
 class Evaluation(Spec):

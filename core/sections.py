@@ -83,6 +83,14 @@ class Data(Spec):
     Fill each place of a batch with several short examples, kept apart from each other: more speed on short rows. The
     batch size then counts places of the cutoff length. Auto packs plain texts only."""
 
+    streaming: bool = knob(False, expert=True)
+    """Streaming
+    Read and encode rows while the model learns instead of before: for sets that are too large for that. Needs a step
+    limit; rows are held out only if an evaluation set is named."""
+    buffer: int = knob(1000, ge=1, le=1_000_000, expert=True)
+    """Shuffle buffer
+    Rows of a stream that wait, and of which the next is drawn by chance. More mixes better and takes more memory."""
+
     @model_validator(mode="after")
     def _shares_fit(self) -> Data:
         if self.shares and len(self.shares) != len(self.train):

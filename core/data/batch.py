@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -20,8 +20,10 @@ from core.data.encode import Counts, Encoded, Encoder, joined
 from core.data.files import files
 from core.data.render import Renderer
 from core.data.rows import LEARNABLE, Broken, examples
+from core.data.stream import Stream
 from core.data.tokens import Tokenizer
 from core.errors import InputError
+from core.formats import Row
 from core.sections import Data
 from core.workspace import locate
 
@@ -32,7 +34,7 @@ Advance = Callable[[int], None]
 class Lessons:
     """What a run learns from. `eval` is empty when nothing is held out."""
 
-    train: Encoded
+    train: Encoded | Stream
     eval: Encoded
     fingerprint: str
     """sha256 over the files and what the description says of them."""
@@ -83,9 +85,24 @@ class Loader:
             raise InputError(code, place, cutoff=self.data.cutoff, name=described.name, count=counts.broken)
         return encoded, counts, mark or hashlib.sha256(encoded.ids_N.tobytes()).hexdigest()
 
+    def stream(self, sets: list[Described], seed: int) -> Stream:
+        """Return the rows of sets as a stream; the first row of each is looked at now."""
+        encoder = self.encoder(Renderer(self.tokenizer, thinking=self.data.thinking, mask_history=self.mask_history))
+
+        def reader(described: Described) -> Callable[[], Iterator[Row]]:
+            broken = Broken() if self.data.skip_broken else None
+            return lambda: examples(described, self.folder, "data.train", wanted=LEARNABLE, broken=broken)
+
+        readers = [reader(described) for described in sets]
+        plain = [next(read()).plain for read in readers]
+        packing = self.data.packing == "always" or (self.data.packing == "auto" and all(plain))
+        return Stream(readers, encoder, self.data, seed, pack=packing)
+
+    def encoder(self, renderer: Renderer) -> Encoder:
+        return Encoder(renderer, self.tokens, self.data.cutoff, self.data.truncation, self.train_on_prompt)
+
     def _encode(self, described: Described, place: str, renderer: Renderer) -> tuple[Encoded, Counts]:
-        data = self.data
-        encoder = Encoder(renderer, self.tokens, data.cutoff, data.truncation, self.train_on_prompt)
+        data, encoder = self.data, self.encoder(renderer)
         broken = Broken() if data.skip_broken else None
         rows = examples(described, self.folder, place, wanted=LEARNABLE, broken=broken)
         encoded = encoder.encode(islice(rows, data.max_rows or None), self.advance)
@@ -107,6 +124,8 @@ def load(
     loader = Loader(data, workspace, tokenizer, train_on_prompt, mask_history, advance)
     chosen = [find(loader.folder, name, f"data.train.{i}") for i, name in enumerate(data.train)]
     held = [find(loader.folder, data.eval, "data.eval")] if data.eval else []
+    if data.streaming:
+        return _streamed(loader, chosen, held, seed)
     loaded = [loader.load(described, "data.train") for described in chosen]
     loaded_held = [loader.load(described, "data.eval") for described in held]
     counts = sum((counts for _, counts, _ in loaded + loaded_held), Counts())
@@ -118,6 +137,19 @@ def load(
     train, evaluation = joined(parts), joined(held_out)
     train = train.select(mix.order([len(part) for part in parts], data.mix, data.shares, seed))
     return Lessons(train, evaluation, total, counts)
+
+
+def _streamed(loader: Loader, chosen: list[Described], held: list[Described], seed: int) -> Lessons:
+    """Return lessons whose training rows are a stream. Its files are known by size and time: to sum them takes long."""
+    parts = [loader.load(described, "data.eval") for described in held]
+    marks = [
+        [str(path), path.stat().st_size, path.stat().st_mtime_ns]
+        for described in chosen if not (described.hub or described.url)
+        for path in files(described, loader.folder, "data.train")
+    ]  # fmt: skip
+    total = hashlib.sha256(json.dumps([marks, [mark for _, _, mark in parts]]).encode()).hexdigest()
+    counts = sum((counts for _, counts, _ in parts), Counts())
+    return Lessons(loader.stream(chosen, seed), joined([part for part, _, _ in parts]), total, counts)
 
 
 def split(rows: Encoded, share: float, seed: int) -> tuple[Encoded, Encoded]:
@@ -143,8 +175,3 @@ def fingerprint(described: Described, folder: Path, place: str) -> str:
 def _sum(tokenizer: Any) -> str:
     """Return the sha256 of a tokenizer."""
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
-
-
-def plain_only(lessons: Lessons) -> bool:
-    """Return whether all that is learned are texts without turns."""
-    return 0 < lessons.counts.rows == lessons.counts.plain

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def write(place: Path, name: str, encoded: Encoded, counts: Counts) -> None:
         "learned": pa.LargeListArray.from_arrays(offsets, pa.array(encoded.learned_N.view(np.uint8))),
     }
     table = pa.table(columns).replace_schema_metadata({"counts": json.dumps(asdict(counts))})
-    aside = place / f".{name}.{os.getpid()}"
+    aside = place / f".{name}.{os.getpid()}.{threading.get_ident()}"
     try:
         with pa.ipc.new_file(aside, table.schema) as file:
             file.write_table(table)

@@ -51,6 +51,8 @@ class Encoded:
 
 def joined(parts: Sequence[Encoded]) -> Encoded:
     """Lay sets end to end."""
+    if not parts:
+        return Encoded(np.zeros(0, np.int32), np.zeros(0, bool), np.zeros(1, np.int64))
     lengths = np.concatenate([part.lengths_B for part in parts])
     starts_B1 = np.concatenate(([0], np.cumsum(lengths)))
     return Encoded(
@@ -74,6 +76,11 @@ class Counts:
     """Messages in which somebody typed a control token."""
     plain: int = 0
     """Rows that are texts without turns."""
+
+    @property
+    def all_plain(self) -> bool:
+        """Whether all that is learned are texts without turns."""
+        return 0 < self.rows == self.plain
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Counts)))
@@ -100,9 +107,9 @@ class Encoder:
                 ids.append(ids_T)
                 learned.append(learned_T)
             advance(self.counts.rows)
-        starts_B1 = np.concatenate(([0], np.cumsum([len(row) for row in ids], dtype=np.int64)))
         if not ids:
-            return Encoded(np.zeros(0, np.int32), np.zeros(0, bool), starts_B1)
+            return joined([])
+        starts_B1 = np.concatenate(([0], np.cumsum([len(row) for row in ids], dtype=np.int64)))
         return Encoded(np.concatenate(ids), np.concatenate(learned), starts_B1)
 
     def chunk(self, rows: list[Row]) -> list[tuple[np.ndarray, np.ndarray]]:

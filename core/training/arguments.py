@@ -59,6 +59,7 @@ def arguments(run: Run, total: int, *, evaluates: bool, folder: Path) -> Trainin
         use_cpu=device.type == "cpu",
         dataloader_pin_memory=device.type == "cuda",
         remove_unused_columns=False,
+        accelerator_config={"dispatch_batches": False},  # it would cut the bounds of rows laid end to end
         disable_tqdm=True,
         report_to="none",
         **run.optimizer.arguments(),

@@ -10,9 +10,10 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer
 
 from core.checkpoints import Store
 from core.config import Run
-from core.data.batch import Lessons, plain_only
+from core.data.batch import Lessons
 from core.data.encode import Encoded
 from core.data.pack import Flat, Order, Packed, Padder, packed
+from core.data.stream import Stream
 from core.errors import InputError, NotFinite, Stopped
 from core.models.varlen import isolate
 from core.training.arguments import arguments, total_steps
@@ -38,13 +39,14 @@ def fit(run: Run, context: Context, model: PreTrainedModel, lessons: Lessons, pa
     if context.stop.is_set():
         raise Stopped("run.stopped")
     train, collator = _layout(run, model, lessons, pad_id)
-    total = total_steps(len(train), run.training)
+    total = run.training.max_steps if isinstance(train, Stream) else total_steps(len(train), run.training)
     store = Store(context.folder, lessons.fingerprint, run.saving.keep)
     found = store.newest(context.events)
     size, counts = _size(model), _count(model, lessons, total)
     store.check_space(size, copies=1 if found else run.saving.keep + 1)
     step = found[1] if found else 0
-    context.events.write("phase", phase="train", params=counts, total=total, resumed=step)
+    phase = "stream" if isinstance(train, Stream) else "train"
+    context.events.write("phase", phase=phase, params=counts, total=total, resumed=step)
 
     watch = Watch(context, run.training, store, size)
     trainer = Ordered(
@@ -70,14 +72,19 @@ def fit(run: Run, context: Context, model: PreTrainedModel, lessons: Lessons, pa
     return total
 
 
-def _layout(run: Run, model: PreTrainedModel, lessons: Lessons, pad_id: Any) -> tuple[Encoded | Packed, Flat | Padder]:
+def _layout(
+    run: Run, model: PreTrainedModel, lessons: Lessons, pad_id: Any
+) -> tuple[Encoded | Packed | Stream, Flat | Padder]:
     """Return (what a step draws from, how it becomes a batch): packs if wanted, and no padding if the model can."""
-    wanted = run.data.packing == "always" or (run.data.packing == "auto" and plain_only(lessons))
-    if isolate(model):
-        return (packed(lessons.train, run.data.cutoff) if wanted else lessons.train), Flat()
-    if run.data.packing == "always":
+    train, packing = lessons.train, run.data.packing
+    apart = isolate(model)
+    if packing == "always" and not apart:
         raise InputError("data.packing", "data.packing", model=model.config.model_type)
-    return lessons.train, Padder(pad_id)
+    if isinstance(train, Stream):
+        train.pack = train.pack and apart
+    elif apart and (packing == "always" or (packing == "auto" and lessons.counts.all_plain)):
+        return packed(train, run.data.cutoff), Flat()
+    return train, Flat() if apart else Padder(pad_id)
 
 
 def _count(model: PreTrainedModel, lessons: Lessons, total: int) -> dict[str, int]:
@@ -86,9 +93,9 @@ def _count(model: PreTrainedModel, lessons: Lessons, total: int) -> dict[str, in
     if not trainable:
         raise InputError("tuner.nothing", "tuner")
     return {
-        "rows": len(lessons.train),
+        "rows": 0 if isinstance(lessons.train, Stream) else len(lessons.train),
         "held_out": len(lessons.eval),
-        "tokens": len(lessons.train.ids_N),
+        "tokens": 0 if isinstance(lessons.train, Stream) else len(lessons.train.ids_N),
         "trainable": trainable,
         "parameters": sum(p.numel() for p in model.parameters()),
         "steps": total,

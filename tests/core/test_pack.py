@@ -240,3 +240,30 @@ def test_rows_of_files_in_a_folder_are_one_set(tmp_path: Path, tiny_model: Path)
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     data = Data(folder=str(folder), train=["all"], eval_share=0)
     assert len(batch.load(data, tmp_path, tokenizer, 0).train) == 12
+
+
+def test_a_stream_teaches_and_resumes_exactly(make_run: Callable[..., Path]) -> None:
+    settings = ("data.streaming=true", "data.train=[orders,chats]", "data.shares=[0.7,0.3]", "data.buffer=16",
+                "data.eval=chats", "training.max_steps=12", "saving.every=3")  # fmt: skip
+    whole = make_run("whole", *settings)
+    assert launch_worker(whole).wait(120) == 0, (whole / "console.log").read_text()
+    broken = make_run("broken", *settings)
+    worker = launch_worker(broken)
+    while not list((broken / "checkpoints").glob("*6*")) and worker.poll() is None:
+        pass
+    worker.kill()
+    worker.wait()
+    assert launch_worker(broken).wait(120) == 0
+    assert train_loss(whole) == train_loss(broken)
+
+
+def test_a_packed_stream_fills_its_places(tiny_data: Path, tiny_model: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    data = Data(folder=str(tiny_data), train=["orders"], streaming=True, packing="always", cutoff=128, buffer=400)
+    stream: Any = batch.load(data, tiny_data, tokenizer, 0).train
+    packs = [pack for pack, _ in zip(stream, range(50), strict=False)]
+    again = [pack for pack, _ in zip(stream, range(50), strict=False)]
+    filled = [sum(len(row["input_ids"]) for row in pack) for pack in packs]
+    assert max(filled) <= 128 and np.mean(filled) > 0.9 * 128
+    assert all(np.array_equal(a["input_ids"], b["input_ids"]) for p, q in zip(packs, again, strict=True)
+               for a, b in zip(p, q, strict=True))  # fmt: skip
