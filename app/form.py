@@ -54,13 +54,14 @@ class Form(Values):
             self._card(number, title)
         with gr.Column(elem_classes=["tb-changes"]):
             self.note = gr.HTML(visible=False, elem_id=f"tb-{self.kind}-note")
+            told, resettable = self._changes("en", self.first)
+            shown = {key: told[key] for key in ("choices", "value", "label", "info", "visible")}
             self.changed = gr.Dropdown(
-                [], value=[], multiselect=True, allow_custom_value=True, visible=False, elem_classes=["tb-changed"],
+                **shown, multiselect=True, allow_custom_value=True, elem_classes=["tb-changed"],
                 elem_id=f"tb-{self.kind}-changed",
             )  # fmt: skip
-            self.reset = page.say(
-                gr.Button(size="sm", visible=False, elem_id=f"tb-{self.kind}-reset"), value="ui.form.reset"
-            )
+            reset = gr.Button(size="sm", visible=resettable["visible"], elem_id=f"tb-{self.kind}-reset")
+            self.reset = page.say(reset, value="ui.form.reset")
         self.wrong = gr.State([])
         self.inputs = [self.fields[s.path] for s in self.settings]
         self.outputs = [*self.inputs, *self.groups.values(), *self.cards.values(), self.changed, self.reset, self.note]
@@ -107,6 +108,8 @@ class Form(Values):
         state = [self.page.language, self.wrong, *self.inputs]
         # Not change: filling the form would call 45 times. (Gradio's base class does not declare the events.)
         touched = [field.input for field in self.inputs]  # type: ignore[attr-defined]
+        # What is pasted or filled in at once is told one value late; leaving the field tells the right one.
+        touched += [field.blur for field in self.inputs if isinstance(field, gr.Textbox | gr.Number)]
         gr.on(touched, self._touched, state, self.outputs, trigger_mode="always_last", **QUIET)
         self.page.language.change(self._translated, state, self.outputs, **QUIET)
         self.reset.click(self._reset, self.page.language, self.outputs, **QUIET)

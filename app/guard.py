@@ -19,6 +19,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.i18n import pick, tr
 from app.sessions import Sessions
 
+CLOSED = ("/openapi.json", "/docs", "/redoc")
+"""What gradio would tell of itself."""
 METHODS = ("GET", "HEAD", "POST")  # all that gradio and the board use; a preflight is never our own page
 SAFE = ("GET", "HEAD")
 MIB = 2**20
@@ -97,6 +99,8 @@ class Guard:
             answer = PlainTextResponse("ok")
         if answer is None and not self.sessions.knows(headers):
             answer = self.stranger(scope, headers)
+        if answer is None and route(scope) in CLOSED:
+            answer = JSONResponse({"error": "not_found"}, 404)
         await (answer or self.app)(scope, receive, send)
 
     def by_link(self, scope: Scope, headers: Headers) -> Response | None:

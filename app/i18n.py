@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from decimal import Decimal
 from functools import cache
 from pathlib import Path
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -24,6 +25,7 @@ ABSENT = "–"  # shown for a number that is not there: None, NaN or infinite
 
 PLURALS = {"zero", "one", "two", "few", "many", "other"}  # the categories of CLDR
 SMALLEST = 1e-3  # anything nearer to zero is written as 2e-4
+HUGE, LARGEST = 1e9, 10**15  # a float and an int from which on 2.59e12 is written
 UNITS = ("b", "kib", "mib", "gib", "tib")
 LANGUAGE_RANGE = re.compile(r"\s*([a-zA-Z]{1,8})(?:-[\w-]+)?\s*(?:;\s*q=([01](?:\.\d{0,3})?))?\s*")
 
@@ -82,15 +84,15 @@ def is_number(value: object) -> bool:
 
 
 def number(lang: str, x: float | None) -> str:
-    """`x` with the separators of the language: an int exactly, a float to three digits, a tiny one as 2e-4."""
-    if x is None or not math.isfinite(x):
+    """`x` with the separators of the language: an int exactly, a float to three digits, tiny and huge ones as 2e-4."""
+    if x is None or (isinstance(x, float) and not math.isfinite(x)):
         return ABSENT
     spoken = locale(known(lang))
-    if isinstance(x, int):
+    if isinstance(x, int) and abs(x) < LARGEST:
         return format_decimal(x, locale=spoken)
-    if 0 < abs(x) < SMALLEST:
-        mantissa, exponent = f"{x:.2e}".split("e")
-        return f"{format_decimal(float(mantissa), locale=spoken)}e{int(exponent)}"
+    if x and not SMALLEST <= abs(x) < (LARGEST if isinstance(x, int) else HUGE):
+        mantissa, exponent = f"{Decimal(x):.2e}".split("e")
+        return f"{format_decimal(Decimal(mantissa), locale=spoken)}e{int(exponent)}"
     return format_decimal(float(f"{x:.3g}"), locale=spoken, decimal_quantization=False)
 
 

@@ -173,12 +173,13 @@ def memory() -> None:
             for _ in range((1 << 30) // (len(line) * 1000)):
                 file.write(line * 1000)
         code = (
-            "import resource, sys, time; from pathlib import Path; from core.data.describe import find;"
+            "import sys, time; from pathlib import Path; from core.data.describe import find;"
             "from core.data.rows import examples; from core.data.inspect import page;"
-            "folder = Path(sys.argv[1]); before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; t = time.time();"
+            "import psutil; rss = psutil.Process().memory_info; folder = Path(sys.argv[1]);"
+            "before = rss().rss; t = time.time();"
             "page(find(folder, 'big.jsonl', ''), folder); first = time.time() - t; t = time.time();"
             "n = sum(1 for _ in examples(find(folder, 'big.jsonl', ''), folder, ''));"
-            "print(n, first, time.time() - t, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)"
+            "print(n, first, time.time() - t, (rss().rss - before) / (1 << 20))"
         )
         said = subprocess.run([sys.executable, "-c", code, place], cwd=ROOT, capture_output=True, text=True, check=True)
         count, first, taken, grown = said.stdout.split()

@@ -58,7 +58,15 @@ def panel(workspace: Path) -> Live:
     """Return a live panel outside any page."""
     with gr.Blocks():
         with gr.Tabs() as tabs:
-            page = Page(workspace, gr.State("en"), gr.State(""), tabs, gr.State(("", 0)), gr.State(("", 0)))
+            page = Page(
+                workspace,
+                gr.State("en"),
+                gr.State(""),
+                tabs,
+                gr.State(("", 0)),
+                gr.State(("", 0)),
+                gr.State(("", "", 0)),
+            )
         return Live(page)
 
 

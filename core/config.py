@@ -25,7 +25,8 @@ from core.stages import Stage
 from core.tuners import Tuner
 
 MAX_YAML_BYTES = 1 << 20
-NAME = r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$"
+NAME = r"^\w[\w .-]*$"
+"""Letters and digits of any script: names are those of folders."""
 
 
 class Run(Spec):

@@ -33,7 +33,7 @@ MESSAGES: dict[str, str] = {
     "config.bool_type": "“{given}” is neither true nor false.",
     "config.bool_parsing": "“{given}” is neither true nor false.",
     "config.string_type": "“{given}” is not a text. Put it in quotes.",
-    "config.string_too_short": "This is too short: {min_length} characters at least.",
+    "config.string_too_short": "This is too short. Least number of characters: {min_length}.",
     "config.string_too_long": "This is too long: {max_length} characters at most.",
     "config.string_pattern_mismatch": "“{given}” has characters that are not allowed here. Use letters, digits, spaces, . - _ and begin with a letter or a digit.",
     "config.list_type": "“{given}” is not a list. Write [a, b].",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 BUNDLED = Path(__file__).resolve().parents[1]
 ASSETS = BUNDLED / "assets"
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,19 @@ def default() -> Path:
     return Path(os.environ.get("TUNEBOARD_WORKSPACE") or Path.cwd()).resolve()
 
 
+def _places(path: str, workspace: Path, place: str) -> tuple[Path, Path]:
+    """Return what a path means in the workspace and among what is bundled."""
+    try:
+        own, bundled = (workspace / Path(path).expanduser()).resolve(), (BUNDLED / path).resolve()
+        own.exists()
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, an unknown ~user
+        raise InputError("path.missing", place, path=path[:100]) from None
+    return own, bundled
+
+
 def locate(path: str, workspace: Path, place: str = "") -> Path:
     """Return the existing file or folder that a path means: in the workspace, else among the bundled assets."""
-    own, bundled = (workspace / Path(path).expanduser()).resolve(), (BUNDLED / path).resolve()
+    own, bundled = _places(path, workspace, place)
     if own.exists():
         return own
     if bundled.is_relative_to(ASSETS) and bundled.exists():
@@ -64,7 +74,7 @@ def tuned(reference: str, workspace: Path, place: str = "") -> Path:
 
 def jailed(path: str, workspace: Path, allowed: tuple[Path, ...] = (), place: str = "") -> Path:
     """Return the resolved path if it lies in the workspace, the bundled assets or an allowed folder."""
-    own, bundled = (workspace / Path(path).expanduser()).resolve(), (BUNDLED / path).resolve()
+    own, bundled = _places(path, workspace, place)
     if not own.exists() and bundled.is_relative_to(ASSETS) and bundled.exists():
         return bundled
     if not any(own.is_relative_to(root.resolve()) for root in (workspace, ASSETS, *allowed)):

@@ -43,9 +43,9 @@ def build(page: Page) -> None:
             system, fields = _sampling(page)
         with gr.Column(elem_classes=["tb-chat-room"]):
             status = gr.HTML(elem_id="tb-chat-status", min_height=0)
+            note = gr.HTML(elem_id="tb-chat-note", visible=False, min_height=0)
             with gr.Row(elem_classes=["tb-chat-answers"]):
                 columns = [_column(page, index) for index in range(COLUMNS)]
-            note = gr.HTML(elem_id="tb-chat-note", visible=False, min_height=0)
             question, buttons = _ask(page)
     served, histories = gr.State(""), gr.State([[] for _ in range(COLUMNS)])
     timer = gr.Timer(jobtab.TICK_SECONDS, active=False)

@@ -50,7 +50,8 @@ def build(page: Page) -> None:
             question = gr.HTML(elem_id="tb-runs-question")
             yes = page.say(gr.Button(elem_id="tb-runs-yes", variant="stop", size="sm"), value="ui.runs.yes")
             no = page.say(gr.Button(elem_id="tb-runs-no", size="sm"), value="ui.runs.no")
-    timer, chosen, told = gr.Timer(SECONDS, active=False), gr.State(""), gr.State("")
+    # asked: the run that the question is about; another line may be clicked before it is answered
+    timer, chosen, told, asked = gr.Timer(SECONDS, active=False), gr.State(""), gr.State(""), gr.State("")
     bar = [opened, stop, resume, clone, delete]
     listing = _Listing(page)
     state, outputs = [page.language, chosen, told], [table, first, title, *bar, chosen, told]
@@ -68,10 +69,10 @@ def build(page: Page) -> None:
     stop.click(listing.act("stop"), [chosen, page.language], None, **QUIET).then(**again)
     resume.click(listing.act("resume"), [chosen, page.language], None, **QUIET).then(**again)
     clone.click(listing.clone, [chosen, page.clone], page.clone, **TELLING)
-    delete.click(listing.ask, [chosen, page.language], [confirm, question], **QUIET)
+    delete.click(listing.ask, [chosen, page.language], [confirm, question, asked], **QUIET)
     no.click(lambda: gr.update(visible=False), None, confirm, **QUIET)
-    deleted = yes.click(listing.act("delete"), [chosen, page.language], None, **QUIET)
-    deleted.then(listing.gone, [chosen, page.run], [confirm, page.run], **TELLING).then(**again)
+    deleted = yes.click(listing.act("delete"), [asked, page.language], None, **QUIET)
+    deleted.then(listing.gone, [asked, page.run], [confirm, page.run], **TELLING).then(**again)
 
 
 class _Listing:
@@ -138,10 +139,10 @@ class _Listing:
         try:
             folder = runs.find(name, self.page.workspace)
         except InputError:
-            return [gr.update(visible=False), ""]
+            return [gr.update(visible=False), "", ""]
         weight = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         text = tr(language, "ui.runs.really", run=folder.name, size=size(language, weight))
-        return [gr.update(visible=True), f'<p role="alert">{escape(text)}</p>']
+        return [gr.update(visible=True), f'<p role="alert">{escape(text)}</p>', folder.name]
 
     def gone(self, name: str, shown: str) -> list[Any]:
         """Fold the question away; forget a run that is no more."""

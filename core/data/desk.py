@@ -80,7 +80,7 @@ class Desk:
         held = []
         if self.question.data.eval:
             held = list(self._rows(find(self.folder, self.question.data.eval, "data.eval"), Broken()))
-        found = report(((line.number, row) for line, row in rows), ((line.number, row) for line, row in held),
+        found = report(((line.row, row) for line, row in rows), ((line.row, row) for line, row in held),
                        self.advance)  # fmt: skip
         findings = [asdict(finding) for finding in found["findings"]]
         return {**found, "findings": findings, "broken": broken.count, "card": card(row for _, row in rows)}
@@ -94,7 +94,7 @@ class Desk:
         asked, rows = self.question, self._rows(self.described, Broken(), self.question.after)
         for line, row in islice(rows, asked.nth - 1, asked.nth - 1 + asked.count):
             answers = [[asdict(piece) for piece in show(row, encoder, at)] for at in range(len(row.response))]
-            made.append({"line": line.number, "kind": row.kind, "answers": answers})
+            made.append({"line": line.row, "kind": row.kind, "answers": answers})
         if not made:
             raise InputError("data.no_row", PLACE, name=self.described.name, line=self.question.after + 1)
         return {"rows": made, "escaped": encoder.renderer.escaped}

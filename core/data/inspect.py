@@ -124,7 +124,7 @@ def page(described: Described, folder: Path, after: int = 0, count: int = 20, qu
         if len(found.rows) == count or time.monotonic() > until:
             found.next = number
             break
-        number = line.number
+        number = line.row
         found.searched += 1
         if isinstance(raw, InputError):
             if not wanted:
@@ -145,6 +145,6 @@ def raw_row(described: Described, folder: Path, line: int) -> Raw:
     for where, raw in islice(items(described, folder, PLACE, line - 1), 1):
         if isinstance(raw, InputError):
             raise raw
-        if where.number == line:
+        if where.row == line:
             return raw
     raise InputError("data.no_row", PLACE, name=described.name, line=line)

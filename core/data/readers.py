@@ -6,6 +6,7 @@ import codecs
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from io import BufferedReader
 from itertools import islice
 from typing import Any
@@ -26,7 +27,7 @@ Item = tuple[Line, Raw | InputError]
 
 
 def json_rows(path: File, place: str, encoding: str, after: int = 0) -> Iterator[Item]:
-    """Read one object a line, or one list of objects; only what stands behind line `after`."""
+    """Read one object a line, or one list of objects; only what stands behind row `after`."""
     with opened(path, place) as file:
         start = file.peek(64).lstrip()[:1]
         yield from (_list if start == b"[" else _lines)(file, path.name, place, encoding, after)
@@ -75,7 +76,7 @@ def _list(file: BufferedReader, name: str, place: str, encoding: str, after: int
     """Read the objects of a list one by one, with no more of the file in memory than one of them needs."""
     text = _Text(file, name, place, encoding)
     text.skip(1)
-    separator = ""
+    separator, count = "", 0
     while True:
         sign, line = text.next(), text.line
         if sign == "]" and separator != ",":
@@ -85,9 +86,9 @@ def _list(file: BufferedReader, name: str, place: str, encoding: str, after: int
                 raise line.error("data.json", **text.near(text.position, "a comma or ] is missing"))
             separator = text.skip(1)
             continue
-        item = text.item(line)
-        if line.number > after:
-            yield line, item
+        item, count = text.item(line), count + 1
+        if count > after:
+            yield replace(line, item=count), item
         separator = "item"
     text.skip(1)
     if text.next():

@@ -21,6 +21,10 @@ SHINGLE = 3
 """Words that make one."""
 KEPT = 200
 """Lines that are named for each finding; all are counted."""
+CODES = (
+    "report.duplicate", "report.near_duplicate", "report.empty_answer", "report.empty_question",
+    "report.control_token", "report.email", "report.phone", "report.leak", "report.near_leak",
+)  # fmt: skip
 TOLD_BY = 2000
 """Rows whose language is told."""
 RARE = 0.01
@@ -88,10 +92,7 @@ def report(
     `held_out`: rows of the evaluation set; those that also stand among the others are leaks.
     """
     seen = _Seen()
-    found = {code: Finding(f"report.{code}") for code in (
-        "duplicate", "near_duplicate", "empty_answer", "empty_question", "control_token", "email", "phone", "leak",
-        "near_leak",
-    )}  # fmt: skip
+    found = {code: Finding(code) for code in CODES}
     languages: Counter[str] = Counter()
     count = 0
     for line, row in rows:
@@ -104,20 +105,20 @@ def report(
             )
         text = f"{asked}\n{answered}"
         if other := seen.same(text):
-            found["duplicate"].add(line, other)
+            found["report.duplicate"].add(line, other)
             continue
         other, signature = seen.alike(text)
         if other:
-            found["near_duplicate"].add(line, other)
+            found["report.near_duplicate"].add(line, other)
         seen.add(line, text, signature)
         if count % 512 == 0:
             advance(count)
     for line, row in held_out:
         text = "\n".join(parts(row))
         if other := seen.same(text):
-            found["leak"].add(line, other)
+            found["report.leak"].add(line, other)
         elif other := seen.alike(text)[0]:
-            found["near_leak"].add(line, other)
+            found["report.near_leak"].add(line, other)
     told = languages.total() or 1
     shares = {code: number / told for code, number in languages.most_common(10) if number / told >= RARE}
     return {"rows": count, "findings": [finding for finding in found.values() if finding.count], "languages": shares}
@@ -126,11 +127,11 @@ def report(
 def _look_at(found: dict[str, Finding], line: int, row: Row, asked: str, answered: str) -> None:
     """Note what one row alone shows."""
     if not answered.strip() and not row.response[0].get("tool_calls"):
-        found["empty_answer"].add(line)
+        found["report.empty_answer"].add(line)
     if not asked.strip() and not row.plain:
-        found["empty_question"].add(line)
+        found["report.empty_question"].add(line)
     text = f"{asked}\n{answered}"
-    for code, pattern in (("control_token", CONTROL), ("email", EMAIL), ("phone", PHONE)):
+    for code, pattern in (("report.control_token", CONTROL), ("report.email", EMAIL), ("report.phone", PHONE)):
         if pattern.search(text):
             found[code].add(line)
 

@@ -73,6 +73,13 @@ class Line:
     place: str
     file: str
     number: int
+    item: int = 0
+    """Number of the row in a list; 0 where a row is a line."""
+
+    @property
+    def row(self) -> int:
+        """What a reader can go on behind: the number of the line, or of the row in a list."""
+        return self.item or self.number
 
     def error(self, code: str, **params: Any) -> InputError:
         return InputError(code, self.place, file=self.file, line=self.number, **params)

@@ -29,8 +29,13 @@ class Phases:
 
     def warn_of(self, counts: Counts, cutoff: int) -> None:
         """Warn of rows that were passed over, cut or dropped, and of control tokens that somebody typed."""
-        for name in ("broken", "cut", "dropped", "escaped"):
-            if count := getattr(counts, name):
+        told = {
+            "data.broken": (counts.broken, "data.train"),
+            "data.cut": (counts.cut, "data.cutoff"),
+            "data.dropped": (counts.dropped, "data.cutoff"),
+            "data.escaped": (counts.escaped, "data.train"),
+        }
+        for code, (count, place) in told.items():
+            if count:
                 params = {"count": count, "rows": counts.rows + counts.broken, "cutoff": cutoff}
-                place = "data.cutoff" if name in ("cut", "dropped") else "data.train"
-                self.context.events.write("warning", code=f"data.{name}", place=place, params=params)
+                self.context.events.write("warning", code=code, place=place, params=params)

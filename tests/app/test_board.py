@@ -75,7 +75,7 @@ def test_the_page_asks_nobody_else(client):
 
 def test_every_tab_is_there_in_order(client):
     tabs = [c["props"]["elem_id"] for c in client.get("/config").json()["components"] if c["type"] == "tabitem"]
-    assert tabs[0] == "tb-tab-train" and tabs[-1] == "tb-tab-runs"
+    assert tabs[:2] == ["tb-tab-data", "tb-tab-train"] and tabs[-1] == "tb-tab-runs"
 
 
 NONSENSE = [
@@ -152,7 +152,15 @@ def test_the_log_is_short_and_plain(tmp_path):
 def live(tmp_path):
     with gr.Blocks():
         with gr.Tabs() as tabs:
-            page = Page(tmp_path, gr.State("en"), gr.State(""), tabs, gr.State(("", 0)), gr.State(("", 0)))
+            page = Page(
+                tmp_path,
+                gr.State("en"),
+                gr.State(""),
+                tabs,
+                gr.State(("", 0)),
+                gr.State(("", 0)),
+                gr.State(("", "", 0)),
+            )
         return Live(page)
 
 

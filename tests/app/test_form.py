@@ -16,7 +16,9 @@ from core.recipes import recipes
 
 def make_page(workspace: Path) -> Page:
     with gr.Tabs() as tabs:
-        return Page(workspace, gr.State("en"), gr.State(""), tabs, gr.State(("", 0)), gr.State(("", 0)))
+        return Page(
+            workspace, gr.State("en"), gr.State(""), tabs, gr.State(("", 0)), gr.State(("", 0)), gr.State(("", "", 0))
+        )
 
 
 def make_form(workspace: Path, job=config.Run, **options) -> Form:

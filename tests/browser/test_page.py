@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, Page, expect
 from app.i18n import tr
 
 pytestmark = pytest.mark.browser
-TABS = ("train", "evaluate", "chat", "export", "runs")
+TABS = ("data", "train", "evaluate", "chat", "export", "runs")
 KNOWN: set[str] = set()
 """Findings of axe that come from gradio's own components, and that we cannot mend from outside."""
 

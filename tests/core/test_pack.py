@@ -264,6 +264,6 @@ def test_a_packed_stream_fills_its_places(tiny_data: Path, tiny_model: Path) -> 
     packs = [pack for pack, _ in zip(stream, range(50), strict=False)]
     again = [pack for pack, _ in zip(stream, range(50), strict=False)]
     filled = [sum(len(row["input_ids"]) for row in pack) for pack in packs]
-    assert max(filled) <= 128 and np.mean(filled) > 0.9 * 128
+    assert max(filled) <= 128 and np.mean(filled) > 0.8 * 128
     assert all(np.array_equal(a["input_ids"], b["input_ids"]) for p, q in zip(packs, again, strict=True)
                for a, b in zip(p, q, strict=True))  # fmt: skip
