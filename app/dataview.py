@@ -54,7 +54,7 @@ def tokens(language: str, row: dict[str, Any]) -> str:
     kinds = ("learned", "read", "special", "cut")
     legend = "".join(f'<span class="tb-token tb-{kind}">{_say(language, f"token.{kind}")}</span>' for kind in kinds)
     title = tr(language, "ui.data.row", line=number(language, row["line"]))
-    return f'<h3>{escape(title)}</h3><div class="tb-legend">{legend}</div>{"".join(parts)}'
+    return f'<h2>{escape(title)}</h2><div class="tb-legend">{legend}</div>{"".join(parts)}'
 
 
 def _piece(language: str, piece: dict[str, Any]) -> str:
@@ -138,7 +138,7 @@ def card(language: str, figures: dict[str, Any]) -> str:
         cells = "".join(f'<td class="tb-number">{number(language, v) if v is not None else ""}</td>' for v in shown)
         body += f'<tr><th scope="row">{label}</th>{cells}</tr>'
     table_ = f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table>"
-    return f'<h3>{_say(language, "card")}</h3><div class="tb-table">{table_}</div>'
+    return f'<h2>{_say(language, "card")}</h2><div class="tb-table">{table_}</div>'
 
 
 def inspection(language: str, found: dict[str, Any]) -> str:

@@ -70,7 +70,7 @@ def build(page: Page) -> None:
     page.language.change(handlers.names, page.language, view, **QUIET).then(**show)
     back.click(lambda trail: trail[:-1] or [0], trail, trail, **QUIET).then(**show)
     onward.click(lambda trail, ahead: [*trail, ahead] if ahead else trail, [trail, ahead], trail, **QUIET).then(**show)
-    opened = shown.click(handlers.open, None, [trail, view], **QUIET)
+    opened = shown.click(handlers.open, None, [trail, view, query], **QUIET)
     opened.then(**show)
     file, fields, add_button, told, train = added
     file.change(handlers.detect, [file, page.language], [*fields, add_button, told], **TELLING)
@@ -146,7 +146,7 @@ class _Handlers:
     def open(self, event: gr.EventData) -> list[Any]:
         """Show the row of a line number that was clicked."""
         line = str(event._data.get("line", "")) if isinstance(event._data, dict) else ""
-        return [[int(line) - 1], "rows"] if line.isdigit() else [gr.skip(), gr.skip()]
+        return [[int(line) - 1], "rows", ""] if line.isdigit() else [gr.skip()] * 3
 
     def show(self, language: str, view: str, query: str, trail: list[int], *chosen: Any) -> Iterator[list[Any]]:
         """Yield the view of a set; while a long one is made, how far it is."""

@@ -35,9 +35,8 @@ def build(page: Page) -> None:
     tab_index = len(page.tabs.children) - 1
     with gr.Column(elem_classes=["tb-runs"]):
         table = gr.HTML(elem_id="tb-runs-table", js_on_load=PICK)
-        first = page.say(
-            gr.Button(variant="primary", visible=False, elem_id="tb-runs-first"), value="ui.runs.first_button"
-        )
+        first = gr.Button(variant="primary", visible=False, elem_id="tb-runs-first")
+        page.say(first, value="ui.runs.first_button")
         with gr.Row(elem_classes=["tb-runs-bar"]):
             title = gr.HTML(elem_id="tb-runs-chosen")
             opened = page.say(gr.Button(elem_id="tb-runs-open", size="sm"), value="ui.runs.open")
