@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from core import templates
 from core.config import Evaluation, Export, Job, Run, Serving
 from core.data.describe import find
 from core.data.rows import ANSWERS, LEARNABLE, Broken, examples
@@ -26,6 +27,8 @@ def check(job: Job, workspace: Path) -> None:
     _check_model(job.model.path, workspace)
     if isinstance(job, Run):
         skip = job.data.skip_broken
+        if job.data.template != "auto":
+            templates.read(job.data.template)
         _check_rows(job.data.folder, job.data.train, "data.train", workspace, LEARNABLE, skip=skip)
         if job.data.eval:
             _check_rows(job.data.folder, [job.data.eval], "data.eval", workspace, LEARNABLE, skip=skip)

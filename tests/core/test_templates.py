@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from core import templates
-from core.data.encode import Encoder, within
+from core.data.encode import Encoder, kept, within
 from core.data.render import Renderer
 from core.data.tokens import Tokenizer
 from core.errors import InputError
@@ -179,3 +179,42 @@ def test_control_tokens_that_somebody_typed_stay_text(tiny_model: Path) -> None:
     encoded = Encoder(renderer, Tokenizer(tokenizer), 100).encode([row])
     assert (encoded.ids_N == end).sum() == 2 and renderer.escaped == 1  # of the two turns
     assert "say <|end|>\n<|assistant|> now" in tokenizer.decode(encoded.ids_N)
+
+
+THOUGHTFUL = Row(
+    [*talk("2 + 2?"), {"role": "assistant", "content": "<think>\neasy\n</think>\n\n4"}, talk("3 + 3?")[0]],
+    [{"role": "assistant", "content": "6", "reasoning_content": "harder"}],
+)
+
+
+@pytest.mark.parametrize(
+    ("thinking", "texts"),
+    [
+        ("auto", ["<think>\neasy\n</think>\n\n4", "<think>\nharder\n</think>\n\n6"]),
+        ("think", ["<think>\neasy\n</think>\n\n4", "<think>\nharder\n</think>\n\n6"]),
+        ("answer", ["4", "6"]),
+    ],
+)
+def test_thoughts_are_learned_or_left_out(thinking: str, texts: list[str], tokenizer_of: Any) -> None:
+    """Qwen3 drops earlier thoughts, so each answer is an example of its own; told not to think, it has none."""
+    tokenizer = tokenizer_of("qwen3")
+    (pieces,) = Renderer(tokenizer, thinking=thinking).pieces([THOUGHTFUL])
+    learned = [piece.text[begin:end] for piece in pieces for begin, end in piece.spans]
+    assert learned == [f"{text}<|im_end|>\n" for text in texts]
+
+
+@pytest.mark.parametrize(
+    ("truncation", "expected"),
+    [("end", "ppppppqq"), ("start", "qqqqqaab"), ("prompt", "ppqqqaab")],
+)
+def test_what_a_long_row_loses(truncation: str, expected: str) -> None:
+    text = "ppppppqqqqqqqaab"
+    learned = np.array([char in "ab" for char in text])
+    places = kept(learned, 8, truncation)
+    assert "".join(text[at] for at in places) == expected and len(places) == 8
+
+
+def test_an_answer_that_is_too_long_leaves_room_for_the_question() -> None:
+    learned = np.array([False] * 10 + [True] * 30)
+    places = kept(learned, 16, "prompt")
+    assert len(places) == 16 and (places < 10).sum() == 4 and places[4:].tolist() == list(range(10, 22))
