@@ -38,7 +38,9 @@ def inspect(file: File, place: Place = None, as_json: Json = False) -> None:
     with answering(as_json) as answer:
         with progress() as advance:
             found = ask("inspect", room(place), the_set(file), advance=advance)
-        answer.fields |= {"file": str(file), **found}
+        # "errors" is what the command itself has to complain about
+        answer.fields |= {"file": str(file), **found, "broken_rows": found["errors"]}
+        del answer.fields["errors"]
         if found["broken"]:
             answer.status = 2
         if as_json:

@@ -38,8 +38,13 @@ class Lessons:
     eval: Encoded
     fingerprint: str
     """sha256 over the files and what the description says of them."""
-    counts: Counts
-    """What became of the rows of all sets."""
+    read: Counts
+    """What became of the rows of all sets that were read beforehand."""
+
+    @property
+    def counts(self) -> Counts:
+        """What became of the rows up to now: those of a stream are read while the model learns."""
+        return self.read + self.train.counts if isinstance(self.train, Stream) else self.read
 
 
 @dataclass
@@ -89,14 +94,15 @@ class Loader:
         """Return the rows of sets as a stream; the first row of each is looked at now."""
         encoder = self.encoder(Renderer(self.tokenizer, thinking=self.data.thinking, mask_history=self.mask_history))
 
+        broken = Broken() if self.data.skip_broken else None
+
         def reader(described: Described) -> Callable[[], Iterator[Row]]:
-            broken = Broken() if self.data.skip_broken else None
             return lambda: examples(described, self.folder, "data.train", wanted=LEARNABLE, broken=broken)
 
         readers = [reader(described) for described in sets]
         plain = [next(read()).plain for read in readers]
         packing = self.data.packing == "always" or (self.data.packing == "auto" and all(plain))
-        return Stream(readers, encoder, self.data, seed, pack=packing)
+        return Stream(readers, encoder, self.data, seed, pack=packing, broken=broken)
 
     def encoder(self, renderer: Renderer) -> Encoder:
         return Encoder(renderer, self.tokens, self.data.cutoff, self.data.truncation, self.train_on_prompt)

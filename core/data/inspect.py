@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from core.data.describe import Described
-from core.data.rows import KEPT, LOOKED_AT, opening
+from core.data.rows import LOOKED_AT, opening
 from core.data.sources import items
 from core.errors import InputError
 from core.formats import Format, Raw
@@ -20,6 +20,8 @@ from core.formats import Format, Raw
 PLACE = "data"
 SECONDS = 1.5
 """How long a page may take; a search that finds nothing by then says how far it came."""
+LISTED = 100_000
+"""Broken rows that are listed; all are counted."""
 TELLING = 12
 """Letters that a text must have for its language to be told."""
 SHOWN = 2000
@@ -38,7 +40,7 @@ class Inspection:
     kinds: dict[str, int] = field(default_factory=dict)
     broken: int = 0
     errors: list[dict[str, Any]] = field(default_factory=list)
-    """{"line", "file", "code", "params"} of broken rows, the first thousand."""
+    """{"line", "file", "code", "params"} of broken rows."""
     language: str = ""
 
 
@@ -60,7 +62,7 @@ def inspect(described: Described, folder: Path, advance: Callable[[int], None] =
                 texts.append(" ".join(str(message["content"]) for message in row.messages()))
         except InputError as error:
             found.broken += 1
-            if len(found.errors) < KEPT:
+            if len(found.errors) < LISTED:
                 found.errors.append(said(error))
         if (kinds.total() + found.broken) % 4096 == 0:
             advance(kinds.total() + found.broken)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
 from torch.utils.data import IterableDataset
 
-from core.data.encode import CHUNK, IGNORED, Encoder
+from core.data.encode import CHUNK, IGNORED, Counts, Encoder
 from core.data.pack import bins
+from core.data.rows import Broken
 from core.errors import InputError
 from core.formats import Row
 from core.sections import Data
@@ -26,9 +28,22 @@ class Stream(IterableDataset):
     """
 
     def __init__(
-        self, sets: Sequence[Callable[[], Iterator[Row]]], encoder: Encoder, data: Data, seed: int, *, pack: bool
+        self,
+        sets: Sequence[Callable[[], Iterator[Row]]],
+        encoder: Encoder,
+        data: Data,
+        seed: int,
+        *,
+        pack: bool,
+        broken: Broken | None,
     ) -> None:
-        self.sets, self.encoder, self.data, self.seed, self.pack = sets, encoder, data, seed, pack
+        self.sets, self.encoder, self.data, self.seed = sets, encoder, data, seed
+        self.pack, self.broken = pack, broken
+
+    @property
+    def counts(self) -> Counts:
+        """What became of the rows up to now; one that was read twice counts twice."""
+        return replace(self.encoder.counts, broken=self.broken.count if self.broken else 0)
 
     def __iter__(self) -> Iterator[Tokens | list[Tokens]]:
         chance = random.Random(self.seed)

@@ -57,7 +57,8 @@ class Sft(Stage):
             mask_history=self.mask_history,
             advance=phases.advance,
         )
-        phases.warn_of(lessons.counts, run.data.cutoff)
+        if not run.data.streaming:
+            phases.warn_of(lessons.counts, run.data.cutoff)
         phases.begin("load_model")
         model = load_model(run.model, context.workspace, run.hardware, training=True)
         check_vocabulary(model, tokenizer)
@@ -65,6 +66,8 @@ class Sft(Stage):
         with telling_full_disk(context.folder):
             model = run.tuner.attach(model, context.folder)
             steps = fit(run, context, model, lessons, tokenizer.pad_token_id)
+            if run.data.streaming:
+                phases.warn_of(lessons.counts, run.data.cutoff)
             phases.begin("save", step=steps, total=steps)
             saved = run.tuner.save(model, tokenizer, context.folder)
             context.events.write("saved", what=saved.name, path=saved.name, step=steps)
