@@ -32,6 +32,8 @@ from core.errors import InputError
 ASSETS = Path(__file__).parent.parent / "assets"
 DEFAULT_PORT, PORTS = 7860, 40
 """The port that is tried first when none is asked for, and how many from there on."""
+SESSIONS = 256
+"""Pages whose state is kept, the newest; gradio would keep 10,000, about half a MB each."""
 MOST = 100
 """Runs that can be picked at most, the newest."""
 NAMES = {"en": "English", "ru": "Русский", "zh": "中文"}
@@ -78,6 +80,7 @@ def build(workspace: Path, allowed: tuple[Path, ...] = (), run: str = "") -> gr.
         page.say(picker, label="ui.board.run")
         page.say(tongue, label="ui.board.language")
         _wire(blocks, page, chosen, badge, picker, tongue, run)
+    blocks.state_session_capacity = SESSIONS
     return blocks.queue(default_concurrency_limit=8, max_size=64)
 
 

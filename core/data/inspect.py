@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from core.data import media
 from core.data.describe import Described
 from core.data.rows import LOOKED_AT, opening
 from core.data.sources import items
@@ -57,6 +58,7 @@ def inspect(described: Described, folder: Path, advance: Callable[[int], None] =
                 raise raw
             columns |= dict.fromkeys(raw)
             row = names.row(raw, line)
+            media.check(row, folder, line)
             kinds[row.kind] += 1
             if len(texts) < LOOKED_AT:
                 texts.append(" ".join(str(message["content"]) for message in row.messages()))

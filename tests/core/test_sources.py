@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import threading
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -251,3 +252,24 @@ def test_looking_at_rows_loads_no_torch(tmp_path: Path) -> None:
         f"sys.exit(bool({heavy} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_images_are_looked_at_and_named(tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (4, 4)).save(tmp_path / "good.png")
+    (tmp_path / "text.png").write_text("no image")
+    Image.new("1", (1, 1)).save(tmp_path / "small.png")
+    huge = (tmp_path / "small.png").read_bytes()
+    # the header of a PNG says how large it is; so does this one, falsely
+    size = (20_000).to_bytes(4, "big") * 2
+    chunk = huge[12:16] + size + huge[24:29]
+    (tmp_path / "huge.png").write_bytes(huge[:12] + chunk + zlib.crc32(chunk).to_bytes(4, "big") + huge[33:])
+    outside = tmp_path.parent / "outside.png"
+    Image.new("RGB", (4, 4)).save(outside)
+    names = ["good.png", "text.png", "gone.png", "../outside.png", "huge.png", str(outside)]
+    write_rows(tmp_path / "a.jsonl", [{"instruction": "<image>?", "output": "x", "images": [name]} for name in names])
+    found = inspect(find(tmp_path, "a.jsonl", ""), tmp_path)
+    told = [error["code"].removeprefix("data.media_") for error in found.errors]
+    assert told == ["foreign", "missing", "missing", "huge", "missing"] and found.kinds == {"answer": 1}
+    assert [error["line"] for error in found.errors] == [2, 3, 4, 5, 6]
