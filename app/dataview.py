@@ -21,6 +21,8 @@ BLANKS = str.maketrans({"\n": "↵\n", "\t": "→\t"})
 
 def table(language: str, page: dict[str, Any]) -> str:
     """Return a page of rows as they are in their file; a broken one tells what is wrong with it."""
+    if not page["rows"] and page["next"]:
+        return f"<p>{_say(language, 'searched', line=number(language, page['next']))}</p>"
     if not page["rows"]:
         return f"<p>{_say(language, 'no_rows')}</p>"
     columns = list(dict.fromkeys(name for row in page["rows"] for name in row.get("cells", {})))[:COLUMNS]
