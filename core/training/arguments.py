@@ -27,7 +27,7 @@ def every(setting: int, total: int, times: int) -> int:
     return min(setting or math.ceil(total / times), total)
 
 
-def arguments(run: Run, total: int, *, evaluates: bool, folder: Path) -> TrainingArguments:
+def arguments(run: Run, total: int, *, evaluates: bool, pads: bool, folder: Path) -> TrainingArguments:
     """Return the arguments of a run of `total` steps; `folder` is where Trainer writes its checkpoints."""
     training = run.training
     device = pick_device(run.hardware)
@@ -51,7 +51,7 @@ def arguments(run: Run, total: int, *, evaluates: bool, folder: Path) -> Trainin
         # each step, so that no broken loss hides in a mean; Watch thins out what it reports
         logging_steps=1,
         logging_nan_inf_filter=False,
-        include_num_input_tokens_seen="non_padding",
+        include_num_input_tokens_seen="non_padding" if pads else "all",
         seed=training.seed,
         bf16=dtype is torch.bfloat16,
         fp16=dtype is torch.float16,

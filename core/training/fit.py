@@ -51,7 +51,9 @@ def fit(run: Run, context: Context, model: PreTrainedModel, lessons: Lessons, pa
     watch = Watch(context, run.training, store, size)
     trainer = Ordered(
         model=model,
-        args=arguments(run, total, evaluates=len(lessons.eval) > 0, folder=store.writing),
+        args=arguments(
+            run, total, evaluates=len(lessons.eval) > 0, pads=isinstance(collator, Padder), folder=store.writing
+        ),
         data_collator=collator,
         train_dataset=train,  # type: ignore[arg-type]  # a sequence of rows is all that Trainer needs
         eval_dataset=lessons.eval,  # type: ignore[arg-type]

@@ -267,3 +267,10 @@ def test_a_packed_stream_fills_its_places(tiny_data: Path, tiny_model: Path) -> 
     assert max(filled) <= 128 and np.mean(filled) > 0.8 * 128
     assert all(np.array_equal(a["input_ids"], b["input_ids"]) for p, q in zip(packs, again, strict=True)
                for a, b in zip(p, q, strict=True))  # fmt: skip
+
+
+def test_a_run_says_nothing_that_nobody_asked(make_run: Callable[..., Path]) -> None:
+    folder = make_run("quiet", "training.max_steps=3")
+    assert launch_worker(folder).wait(120) == 0
+    log = (folder / "console.log").read_text()
+    assert "Could not" not in log and log.count("\n") < 30
