@@ -16,6 +16,8 @@ from core import config, runs
 from core.errors import Problem
 from core.runs import View
 
+BAD_INPUT = 2
+"""Exit code of InputError."""
 POLL_SECONDS = 0.2
 PLAIN_SECONDS = 10.0
 """Between two lines where stderr is no terminal and a bar can't be redrawn."""
@@ -41,7 +43,8 @@ def finish(folder: Path, detach: bool, answer: Answer) -> View:
         note(i18n.message(language(), warning.get("code", ""), warning.get("params", {})), style="yellow")
     ended = say("ended", run=view.name, status=status(view.status), time=took(view))
     note(ended, style="green" if answer.status == 0 else "red")
-    if view.status in runs.RESUMABLE and view.state.job == "train":
+    # what was given wrong stays wrong: such a run can only be begun anew
+    if view.status in runs.RESUMABLE and view.state.job == "train" and answer.status != BAD_INPUT:
         note(say("resume", run=view.name))
     return view
 
