@@ -190,6 +190,7 @@ MESSAGES: dict[str, str] = {
     "data.shares_count": "There must be as many shares as training sets. Give one for each, or none.",
     "data.shares_sum": "The shares must be above 0 and make 1 together, like [0.7, 0.3].",
     "sft.prompt_and_last": "“Learn the prompts, too” and “Learn the last answer only” can't both be on. Choose one.",
+    "data.moving": "The files of “{name}” were changed while they were read. Wait until they are written, then start again.",
     "data.changed": "The data of “{run}” was changed after it began. Clone it to train on the new data.",
     "data.no_row": "“{name}” has no row at line {line}. Choose an earlier one.",
     "data.bad_name": "“{name}” is no good name for a set or its file. Use letters, digits, spaces, . - _ and begin with a letter or a digit.",

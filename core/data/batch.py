@@ -81,7 +81,10 @@ class Loader:
         home = kept.folder(self.workspace)
         found = cache.read(home, name) if mark else None
         if found is None:
+            before = stamps(described, self.folder, place)
             found = self._encode(described, place, renderer)
+            if stamps(described, self.folder, place) != before:
+                raise InputError("data.moving", place, name=described.name)
             if mark:
                 cache.write(home, name, *found)
         encoded, counts = found
@@ -99,10 +102,16 @@ class Loader:
         def reader(described: Described) -> Callable[[], Iterator[Row]]:
             return lambda: examples(described, self.folder, "data.train", wanted=LEARNABLE, broken=broken)
 
-        readers = [reader(described) for described in sets]
-        plain = [next(read()).plain for read in readers]
+        plain = [self._first(described).plain for described in sets]
         packing = self.data.packing == "always" or (self.data.packing == "auto" and all(plain))
-        return Stream(readers, encoder, self.data, seed, pack=packing, broken=broken)
+        return Stream([reader(d) for d in sets], encoder, self.data, seed, pack=packing, broken=broken)
+
+    def _first(self, described: Described) -> Row:
+        """Return the first row of a set that is in order."""
+        broken = Broken() if self.data.skip_broken else None
+        for row in examples(described, self.folder, "data.train", wanted=LEARNABLE, broken=broken):
+            return row
+        raise InputError("data.all_broken", "data.train", name=described.name, count=broken.count if broken else 0)
 
     def encoder(self, renderer: Renderer) -> Encoder:
         return Encoder(renderer, self.tokens, self.data.cutoff, self.data.truncation, self.train_on_prompt)
@@ -141,18 +150,15 @@ def load(
     if not held:  # from each set before they are mixed, so that no repeated row is on both sides
         parts, held_out = map(list, zip(*(split(part, data.eval_share, seed) for part in parts), strict=True))
     train, evaluation = joined(parts), joined(held_out)
-    train = train.select(mix.order([len(part) for part in parts], data.mix, data.shares, seed))
+    if data.mix != "concat":
+        train = train.select(mix.order([len(part) for part in parts], data.mix, data.shares, seed))
     return Lessons(train, evaluation, total, counts)
 
 
 def _streamed(loader: Loader, chosen: list[Described], held: list[Described], seed: int) -> Lessons:
     """Return lessons whose training rows are a stream. Its files are known by size and time: to sum them takes long."""
     parts = [loader.load(described, "data.eval") for described in held]
-    marks = [
-        [str(path), path.stat().st_size, path.stat().st_mtime_ns]
-        for described in chosen if not (described.hub or described.url)
-        for path in files(described, loader.folder, "data.train")
-    ]  # fmt: skip
+    marks = [stamps(described, loader.folder, "data.train") for described in chosen]
     total = hashlib.sha256(json.dumps([marks, [mark for _, _, mark in parts]]).encode()).hexdigest()
     counts = sum((counts for _, counts, _ in parts), Counts())
     return Lessons(loader.stream(chosen, seed), joined([part for part, _, _ in parts]), total, counts)
@@ -163,6 +169,14 @@ def split(rows: Encoded, share: float, seed: int) -> tuple[Encoded, Encoded]:
     count = min(max(round(len(rows) * share), share > 0), len(rows) - 1)
     order = np.random.default_rng(seed).permutation(len(rows))
     return rows.select(np.sort(order[count:])), rows.select(np.sort(order[:count]))
+
+
+def stamps(described: Described, folder: Path, place: str) -> list[tuple[str, int, int]]:
+    """Return name, size and time of the files of a set; nothing where it lies elsewhere."""
+    if described.hub or described.url:
+        return []
+    found = [(path, path.stat()) for path in files(described, folder, place)]
+    return [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in found]
 
 
 def fingerprint(described: Described, folder: Path, place: str) -> str:

@@ -51,6 +51,8 @@ class Encoded:
 
 def joined(parts: Sequence[Encoded]) -> Encoded:
     """Lay sets end to end."""
+    if len(parts) == 1:
+        return parts[0]
     if not parts:
         return Encoded(np.zeros(0, np.int32), np.zeros(0, bool), np.zeros(1, np.int64))
     lengths = np.concatenate([part.lengths_B for part in parts])

@@ -17,9 +17,7 @@ STOPPING: dict[str, Any] = {
 
 
 def order(lengths: Sequence[int], strategy: str, shares: Sequence[float], seed: int) -> np.ndarray:
-    """Return positions in the sets laid end to end: all of them, or drawn by shares as `strategy` says."""
-    if strategy == "concat" or len(lengths) == 1:
-        return np.arange(sum(lengths))
+    """Return positions in the sets laid end to end, drawn by shares as `strategy` (a key of STOPPING) says."""
     starts = np.cumsum([0, *lengths])
     positions = [datasets.Dataset.from_dict({"row": range(begin, end)}) for begin, end in pairwise(starts)]
     # without shares the library takes turns, which leaves nothing to chance

@@ -19,6 +19,7 @@ from core.data import kept as cached
 from core.data.encode import Encoded
 from core.data.pack import Flat, Packed, Padder, bins, packed
 from core.data.tokens import Tokenizer, _prepare
+from core.errors import InputError
 from core.events import fold
 from core.models.varlen import NAME, isolate
 from core.sections import Data
@@ -137,7 +138,6 @@ def test_mixtures_are_those_of_datasets(strategy: str) -> None:
         stopping_strategy=mix.STOPPING[strategy],
     )  # fmt: skip
     assert mixed == list(expected["x"])
-    assert [flat[at] for at in mix.order([50, 10], "concat", [], 0)] == flat
 
 
 def test_shares_are_kept() -> None:
@@ -274,3 +274,25 @@ def test_a_run_says_nothing_that_nobody_asked(make_run: Callable[..., Path]) -> 
     assert launch_worker(folder).wait(120) == 0
     log = (folder / "console.log").read_text()
     assert "Could not" not in log and log.count("\n") < 30
+
+
+def test_a_file_that_changes_while_it_is_read_is_told(tmp_path: Path, tiny_model: Path) -> None:
+    write_rows(tmp_path / "a.jsonl", [{"instruction": "red", "output": "pen"}] * 600)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+
+    def meddle(done: int) -> None:
+        with (tmp_path / "a.jsonl").open("a") as file:
+            file.write('{"instruction": "blue", "output": "cup"}\n')
+
+    with pytest.raises(InputError) as caught:
+        batch.load(Data(folder=str(tmp_path), train=["a.jsonl"]), tmp_path, tokenizer, 0, advance=meddle)
+    assert caught.value.code == "data.moving" and cached.entries(tmp_path) == []
+
+
+def test_a_stream_of_broken_rows_ends_with_a_word(tmp_path: Path, tiny_model: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"instruction": "a", "output": 1}\n' * 3)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    data = Data(folder=str(tmp_path), train=["a.jsonl"], streaming=True, skip_broken=True)
+    with pytest.raises(InputError) as caught:
+        batch.load(data, tmp_path, tokenizer, 0)
+    assert caught.value.code == "data.all_broken" and caught.value.params["count"] == 3
