@@ -144,3 +144,10 @@ def test_pick(header, lang):
 def test_the_import_brings_no_core():
     check = "import sys, app.i18n; sys.exit(any(name.split('.')[0] in ('core', 'gradio') for name in sys.modules))"
     assert run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("huge", [1e308, -1e30, 10**25, 10**400, 2.59e12])
+def test_huge_numbers_are_written_short(huge):
+    for language in i18n.LANGUAGES:
+        assert "e" in number(language, huge) and len(number(language, huge)) < 12
+    assert number("en", 10**14) == "100,000,000,000,000" and number("en", 1.5e8) == "150,000,000"

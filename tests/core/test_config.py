@@ -9,6 +9,7 @@ from core import config
 from core.errors import InputError
 from core.recipes import recipe, recipes
 from core.texts import texts
+from core.workspace import jailed, locate
 
 
 @pytest.mark.parametrize("kind", list(config.JOBS))
@@ -166,3 +167,12 @@ def test_texts_have_no_gaps():
 def test_the_key_is_the_path_without_kinds():
     keys = {setting.path: setting.key for setting in config.known_settings(config.Run)}
     assert keys["tuner.lora.rank"] == "tuner.rank" and keys["training.seed"] == "training.seed"
+
+
+@pytest.mark.parametrize("path", ["x" * 3000, "a\0b", "~nobody-of-this-name/x"])
+def test_paths_that_no_system_takes_are_missing(path, tmp_path):
+    for find in (locate, jailed):
+        with pytest.raises(InputError) as caught:
+            found = find(path, tmp_path, place="model.path")
+            locate(str(found), tmp_path, "model.path")
+        assert caught.value.code == "path.missing" and len(caught.value.params["path"]) <= 100
