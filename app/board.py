@@ -56,7 +56,7 @@ def build(workspace: Path, allowed: tuple[Path, ...] = (), run: str = "") -> gr.
     """Return the page; `run` is shown where the address names none."""
     with gr.Blocks(title="Tuneboard", analytics_enabled=False, fill_width=True) as blocks:
         language, shown, clone, subject = gr.State("en"), gr.State(""), gr.State(("", 0)), gr.State(("", 0))
-        data = gr.State(("", "", 0))
+        data = gr.State(({}, 0))
         chosen = gr.BrowserState("", storage_key="tuneboard.language", secret="no secret: a language")
         with gr.Row(elem_classes=["tb-header"]):
             gr.HTML("<h1>Tuneboard</h1>", elem_classes=["tb-brand"])

@@ -85,8 +85,9 @@ def render(
 ) -> None:
     with answering(as_json) as answer:
         more: dict[str, Any] = {"model": {"path": model}} if model else {}
-        data = {**the_set(file), **config.override(settings or []).get("data", {})}
-        found = ask("render", room(place), data, nth=row, count=1, **more)["rows"][0]
+        run = config.run(config.override(settings or []))
+        data, masks = run.data.model_dump() | the_set(file), run.stage.model_dump(exclude={"kind"})
+        found = ask("render", room(place), data, nth=row, count=1, **masks, **more)["rows"][0]
         pieces = found["answers"][0]
         answer.fields |= {"line": found["line"], "kind": found["kind"], "answers": found["answers"], **_flat(pieces)}
         if not as_json:

@@ -15,6 +15,8 @@ COLUMNS = 8
 """Columns of a table at most."""
 TOKENS = 6000
 """Tokens of a row that are drawn at most."""
+PARTS = ("tokens", "ids", "learned", "special")
+"""What is told of the tokens of a row, each a list."""
 BLANKS = str.maketrans({"\n": "↵\n", "\t": "→\t"})
 """Line breaks and tabs are tokens, too, and can be seen."""
 
@@ -53,10 +55,9 @@ def tokens(language: str, row: dict[str, Any]) -> str:
         if len(row["answers"]) > 1:
             parts.append(f"<h3>{_say(language, 'chosen' if index == 0 else 'rejected')}</h3>")
         parts += [_piece(language, piece) for piece in pieces]
-    kinds = ("learned", "read", "special", "cut")
-    legend = "".join(f'<span class="tb-token tb-{kind}">{_say(language, f"token.{kind}")}</span>' for kind in kinds)
     title = tr(language, "ui.data.row", line=number(language, row["line"]))
-    return f'<h2>{escape(title)}</h2><div class="tb-legend">{legend}</div>{"".join(parts)}'
+    legend = _legend(language, ("learned", "read", "special", "cut"))
+    return f"<h2>{escape(title)}</h2>{legend}{''.join(parts)}"
 
 
 def _piece(language: str, piece: dict[str, Any]) -> str:
@@ -66,6 +67,28 @@ def _piece(language: str, piece: dict[str, Any]) -> str:
     drawn = "".join(map(_token, *(piece[key][:TOKENS] for key in ("tokens", "ids", "learned", "kept", "special"))))
     said = escape(tr(language, "ui.data.counts", **counts))
     return f'<p class="tb-muted">{said}</p><div class="tb-tokens" tabindex="0" dir="auto">{drawn}</div>'
+
+
+def packs(language: str, found: dict[str, Any]) -> str:
+    """Return a line of tokens that rows share, with the bounds between them: none sees another."""
+    used = sum(len(row["ids"]) for row in found["rows"])
+    keys = {"pack": found["pack"], "packs": found["packs"], "rows": len(found["rows"]), "tokens": used,
+            "cutoff": found["cutoff"], "fill": round(100 * used / found["cutoff"], 1)}  # fmt: skip
+    told = escape(tr(language, "ui.data.pack_told", **{key: number(language, value) for key, value in keys.items()}))
+    drawn = ""
+    for row in found["rows"]:
+        drawn += f'<b class="tb-seam">{number(language, len(row["ids"]))}</b>'
+        drawn += "".join(
+            _token(text, index, learned, True, special)
+            for text, index, learned, special in zip(*(row[key] for key in PARTS), strict=True)
+        )
+    legend = _legend(language, ("learned", "read", "special"))
+    return f'{legend}<p>{told}</p><div class="tb-tokens" tabindex="0">{drawn}</div>'
+
+
+def _legend(language: str, kinds: Sequence[str]) -> str:
+    told = "".join(f'<span class="tb-token tb-{kind}">{_say(language, f"token.{kind}")}</span>' for kind in kinds)
+    return f'<div class="tb-legend">{told}</div>'
 
 
 def _token(text: str, index: int, learned: bool, kept: bool, special: bool) -> str:

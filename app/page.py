@@ -35,7 +35,7 @@ class Page:
     subject: gr.State
     """(name of the run that the other tabs shall be about, a number that makes each wish a change)."""
     data: gr.State
-    """(data folder, set that the Train form shall take, a number that makes each wish a change)."""
+    """(settings of a run that the Train form shall take, a number that makes each wish a change)."""
     allowed: tuple[Path, ...] = ()
     """Folders outside the workspace that may be read, too."""
     texts: list[tuple[Block, dict[str, str]]] = field(default_factory=list)

@@ -185,6 +185,13 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
+def run(*layers: Mapping[str, Any]) -> Run:
+    """Merge layers that can be nothing but a training run, as `resolve` does."""
+    job = resolve(*layers, {"kind": "train"})
+    assert isinstance(job, Run)
+    return job
+
+
 def resolve(*layers: Mapping[str, Any], job: str = "train") -> Job:
     """Merge the layers and check them; raise InputError with every problem and its place.
 

@@ -185,6 +185,7 @@ MESSAGES: dict[str, str] = {
     "data.cut": "{count} of {rows} rows are longer than {cutoff} tokens and are cut. Raise the cutoff length to keep them whole.",
     "data.dropped": "{count} of {rows} rows have no token to learn and are left out: empty answers, or answers beyond the cutoff of {cutoff} tokens.",
     "data.escaped": "{count} messages contain control tokens of the model as text. They are learned as plain text, so that nobody steers the model with them.",
+    "data.repeated": "{count} of {rows} rows are the same as another. The model learns them by heart: remove the repeats, or pass over the same set less often.",
     "data.packing": "Models of type {model} can't keep packed rows apart. Turn packing off.",
     "data.stream_endless": "A stream has no end of its own. Set a step limit (training.max_steps), or turn streaming off.",
     "data.shares_count": "There must be as many shares as training sets. Give one for each, or none.",

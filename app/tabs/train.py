@@ -105,15 +105,14 @@ class _Handlers:
             return [gr.skip()] * (1 + len(form.outputs))
         return [gr.update(selected=KEY), *form.updates(language, form.values(job), fill=True)]
 
-    def take(self, wish: tuple[str, str, int], language: str, *values: Any) -> list[Any]:
-        """Put a set into the form and show it; everything else stays as it is."""
-        form, (folder, name, _) = self.form, wish
-        title = re.sub(r"[^\w-]+", "-", name.partition(".")[0]).strip("-_")[:60]
-        asked = {"name": title, "data": {"folder": folder, "train": [name], "eval": ""}}
+    def take(self, wish: tuple[dict[str, Any], int], language: str, *values: Any) -> list[Any]:
+        """Put a set, and the settings with which it was looked at, into the form and show it; the rest stays."""
+        form, (asked, _) = self.form, wish
+        title = re.sub(r"[^\w-]+", "-", asked["data"]["train"][0].partition(".")[0]).strip("-_")[:60]
         try:
-            job = config.resolve(form.layer(values), asked)
+            job = config.resolve(form.layer(values), {"name": title, **asked})
         except InputError:
-            job = config.resolve(asked)  # what is typed may not be right yet; the set counts
+            job = config.resolve({"name": title, **asked})  # what is typed may not be right yet; the set counts
         return [gr.update(selected=KEY), *form.updates(language, form.values(job), fill=True)]
 
     def name_recipes(self, language: str) -> Any:

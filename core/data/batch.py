@@ -73,16 +73,16 @@ class Loader:
         """Return (rows of tokens, what became of its rows, fingerprint) of a set."""
         mark = fingerprint(described, self.folder, place)
         settings = self.data.model_dump(include={"cutoff", "truncation", "thinking", "max_rows", "skip_broken"})
-        renderer = Renderer(self.tokenizer, thinking=self.data.thinking, mask_history=self.mask_history)
+        encoder = self.encoder()
         name = cache.key(
-            data=mark, settings=settings, options=renderer.options, mask_history=self.mask_history,
+            data=mark, settings=settings, options=encoder.renderer.options, mask_history=self.mask_history,
             tokenizer=_sum(self.tokenizer), train_on_prompt=self.train_on_prompt,
         )  # fmt: skip
         home = kept.folder(self.workspace)
         found = cache.read(home, name) if mark else None
         if found is None:
             before = stamps(described, self.folder, place)
-            found = self._encode(described, place, renderer)
+            found = self._encode(described, place, encoder)
             if stamps(described, self.folder, place) != before:
                 raise InputError("data.moving", place, name=described.name)
             if mark:
@@ -95,8 +95,6 @@ class Loader:
 
     def stream(self, sets: list[Described], seed: int) -> Stream:
         """Return the rows of sets as a stream; the first row of each is looked at now."""
-        encoder = self.encoder(Renderer(self.tokenizer, thinking=self.data.thinking, mask_history=self.mask_history))
-
         broken = Broken() if self.data.skip_broken else None
 
         def reader(described: Described) -> Callable[[], Iterator[Row]]:
@@ -104,7 +102,7 @@ class Loader:
 
         plain = [self._first(described).plain for described in sets]
         packing = self.data.packing == "always" or (self.data.packing == "auto" and all(plain))
-        return Stream([reader(d) for d in sets], encoder, self.data, seed, pack=packing, broken=broken)
+        return Stream([reader(d) for d in sets], self.encoder(), self.data, seed, pack=packing, broken=broken)
 
     def _first(self, described: Described) -> Row:
         """Return the first row of a set that is in order."""
@@ -113,15 +111,19 @@ class Loader:
             return row
         raise InputError("data.all_broken", "data.train", name=described.name, count=broken.count if broken else 0)
 
-    def encoder(self, renderer: Renderer) -> Encoder:
-        return Encoder(renderer, self.tokens, self.data.cutoff, self.data.truncation, self.train_on_prompt)
+    def encoder(self) -> Encoder:
+        """Return what turns rows into tokens with these settings, nothing counted yet."""
+        data = self.data
+        renderer = Renderer(self.tokenizer, thinking=data.thinking, mask_history=self.mask_history)
+        return Encoder(renderer, self.tokens, data.cutoff, data.truncation, self.train_on_prompt)
 
-    def _encode(self, described: Described, place: str, renderer: Renderer) -> tuple[Encoded, Counts]:
-        data, encoder = self.data, self.encoder(renderer)
+    def _encode(self, described: Described, place: str, encoder: Encoder) -> tuple[Encoded, Counts]:
+        data = self.data
         broken = Broken() if data.skip_broken else None
         rows = examples(described, self.folder, place, wanted=LEARNABLE, broken=broken)
         encoded = encoder.encode(islice(rows, data.max_rows or None), self.advance)
         encoder.counts.broken = broken.count if broken else 0
+        encoder.counts.repeated = encoded.repeated
         return encoded, encoder.counts
 
 

@@ -26,6 +26,7 @@ from core.sections import Data, Model
 from core.workspace import locate
 
 if TYPE_CHECKING:
+    from core.data.batch import Loader
     from core.data.encode import Encoder
 
 BINS = 40
@@ -118,24 +119,44 @@ class Desk:
             "fill": float(cut_B.sum() / (len(packs) * cutoff)),
         }  # fmt: skip
 
+    def packs(self) -> dict[str, Any]:
+        """One of the lines of tokens that a run with packing learns from: rows of the set, end to end."""
+        from core.data.pack import bins
+        from core.data.show import special
+
+        asked, loader = self.question, self._loader()
+        encoded, _, _ = loader.load(self.described, PLACE)
+        packs = bins(encoded.lengths_B, asked.data.cutoff)
+        controls, rows = special(loader.tokenizer), []
+        for row in packs[min(asked.nth, len(packs)) - 1]:
+            begin, end = encoded.starts_B1[row : row + 2]
+            ids = encoded.ids_N[begin:end].tolist()
+            rows.append({
+                "ids": ids, "tokens": loader.tokenizer.batch_decode([[token] for token in ids]),
+                "learned": encoded.learned_N[begin:end].tolist(), "special": [token in controls for token in ids],
+            })  # fmt: skip
+        return {"rows": rows, "pack": min(asked.nth, len(packs)), "packs": len(packs), "cutoff": asked.data.cutoff}
+
     def _rows(self, described: Described, broken: Broken, after: int = 0) -> Iterator[tuple[Line, Row]]:
         limit = self.question.data.max_rows or None
         return ((line, row) for line, row, _ in islice(numbered(described, self.folder, PLACE, broken, after), limit))
 
     def _encoder(self) -> Encoder:
-        from core.data.encode import Encoder
-        from core.data.render import Renderer
-        from core.data.tokens import Tokenizer
+        return self._loader().encoder()
+
+    def _loader(self) -> Loader:
+        from core.data.batch import Loader
         from core.models.loading import load_tokenizer
 
         asked = self.question
         tokenizer = load_tokenizer(asked.model, self.workspace, template=asked.data.template)
-        renderer = Renderer(tokenizer, thinking=asked.data.thinking, mask_history=asked.mask_history)
-        return Encoder(renderer, Tokenizer(tokenizer), asked.data.cutoff, asked.data.truncation, asked.train_on_prompt)
+        data = asked.data.model_copy(update={"skip_broken": True})
+        return Loader(data, self.workspace, tokenizer, asked.train_on_prompt, asked.mask_history, self.advance)
 
 
 ASKS: dict[str, Callable[[Desk], dict[str, Any]]] = {
     "page": Desk.page, "inspect": Desk.inspect, "report": Desk.report, "render": Desk.render, "lengths": Desk.lengths,
+    "packs": Desk.packs,
 }  # fmt: skip
 
 

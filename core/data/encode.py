@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 
 import numpy as np
 
@@ -38,6 +39,12 @@ class Encoded:
     @property
     def lengths_B(self) -> np.ndarray:
         return np.diff(self.starts_B1)
+
+    @property
+    def repeated(self) -> int:
+        """How many rows are the same as an earlier one."""
+        bounds = pairwise(self.starts_B1.tolist())
+        return len(self) - len({hashlib.blake2b(self.ids_N[begin:end].tobytes()).digest() for begin, end in bounds})
 
     def select(self, indices: Sequence[int] | np.ndarray) -> Encoded:
         """Return these rows, in this order."""
@@ -78,6 +85,8 @@ class Counts:
     """Messages in which somebody typed a control token."""
     plain: int = 0
     """Rows that are texts without turns."""
+    repeated: int = 0
+    """Rows of tokens that are the same as an earlier one of their set; of a stream nobody counts them."""
 
     @property
     def all_plain(self) -> bool:

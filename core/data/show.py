@@ -41,11 +41,12 @@ def show(row: Row, encoder: Encoder, answer: int = 0) -> list[Shown]:
         text = piece.text.replace(SEAM, "")
         bounds = [0, *np.maximum.accumulate(end_T).tolist()]
         parts = [text[begin:end] for begin, end in pairwise(bounds)]
-        special = _special(encoder.tokens.tokenizer)
+        controls = special(encoder.tokens.tokenizer)
         made.append(Shown(text, ids_T.tolist(), parts, learned_T.tolist(), kept_T.tolist(),
-                          [token in special for token in ids_T.tolist()]))  # fmt: skip
+                          [token in controls for token in ids_T.tolist()]))  # fmt: skip
     return made
 
 
-def _special(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+def special(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Return the ids of the control tokens."""
     return {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}

@@ -28,12 +28,13 @@ class Phases:
             self.context.events.write("phase", phase=self.name, params={}, step=done)
 
     def warn_of(self, counts: Counts, cutoff: int) -> None:
-        """Warn of rows that were passed over, cut or dropped, and of control tokens that somebody typed."""
+        """Warn of rows that were passed over, cut or dropped or mostly repeat others, and of control tokens typed."""
         told = {
             "data.broken": (counts.broken, "data.train"),
             "data.cut": (counts.cut, "data.cutoff"),
             "data.dropped": (counts.dropped, "data.cutoff"),
             "data.escaped": (counts.escaped, "data.train"),
+            "data.repeated": (counts.repeated if 2 * counts.repeated > counts.rows else 0, "data.train"),
         }
         for code, (count, place) in told.items():
             if count:

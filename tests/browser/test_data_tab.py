@@ -74,6 +74,11 @@ def test_a_dropped_csv_becomes_a_set_and_reaches_the_form(
     expect(shown.locator(".tb-tokens .tb-learned")).not_to_have_count(0, timeout=SLOW)
     learned = "".join(shown.locator(".tb-tokens .tb-learned").all_inner_texts())
     assert re.fullmatch(r"1<\|end\|>↵?\n?", learned)
+    look(page, language, "packs")
+    expect(shown.locator(".tb-seam")).not_to_have_count(0, timeout=SLOW)
+    seams = shown.locator(".tb-seam").all_inner_texts()
+    assert len(seams) > 1
+    assert sum(map(int, seams)) == shown.locator(".tb-tokens .tb-token").count() <= 512
     look(page, language, "lengths")
     expect(shown.locator(".tb-bars i")).to_have_count(40, timeout=SLOW)
     look(page, language, "report")

@@ -190,8 +190,12 @@ def test_runs_lists_everything_and_deletes_after_asking(page: Page, board: Board
     table.get_by_role("button", name="evaluation").click()
     page.locator("#tb-runs-delete").click()
     expect(page.locator("#tb-runs-question")).to_contain_text("evaluation")
+    # another line that is clicked meanwhile is not what was asked about
+    table.get_by_role("button", name="export").click()
+    expect(page.locator("#tb-runs-chosen")).to_contain_text("export")
     page.locator("#tb-runs-yes").click()
     until(lambda: not (board.workspace / "runs" / "evaluation").exists())
+    assert (board.workspace / "runs" / "export").exists()
 
 
 def test_nothing_went_wrong_on_the_page(page: Page) -> None:
