@@ -19,7 +19,7 @@ from core.errors import InputError, NotFinite, Stopped
 from core.events import fold
 from core.sections import Training
 from core.training.arguments import every, total_steps
-from tests.conftest import copy_of, launch_worker, new_run
+from tests.conftest import copy_of, launch_worker, new_run, write_rows
 from tests.core.helpers import of_type, train
 from tests.core.test_encode import by_hand
 
@@ -211,6 +211,18 @@ def test_the_worker_stops_on_a_signal_with_a_checkpoint(tiny_model: Path, tiny_d
     step = of_type(folder, "step")[-1]["step"]
     assert end["cause"] == "stopped" and not of_type(folder, "error")
     assert checkpoints.newest_good(folder / "checkpoints") == folder / "checkpoints" / f"checkpoint-{step}"
+
+
+def test_rows_that_mostly_repeat_others_are_told(make_run: MakeRun, tmp_path: Path) -> None:
+    told = {}
+    for name, copies in (("twice", 2), ("thrice", 3)):  # half of the rows repeat another; two thirds do
+        rows = [{"instruction": f"q {i}", "output": "a"} for i in range(4)] * copies
+        write_rows(tmp_path / f"{name}.jsonl", rows)
+        data = (f"data.folder={tmp_path}", f"data.train=[{name}.jsonl]", "data.eval_share=0")
+        train(folder := make_run(name, *data, "training.max_steps=1"))
+        told[name] = [(e["params"]["count"], e["params"]["rows"]) for e in of_type(folder, "warning")
+                      if e["code"] == "data.repeated"]  # fmt: skip
+    assert told == {"twice": [], "thrice": [(8, 12)]}
 
 
 def test_nothing_to_learn_is_refused(make_run: MakeRun) -> None:
