@@ -19,12 +19,13 @@ from app.cli_speak import answering, console, language, note, number, out, say
 from app.desk import ask
 from core import config
 from core.errors import InputError
+from core.workspace import HUB_ID
 
 SHOWN = 20
 """Broken rows that are printed; --json has more."""
 
 main = typer.Typer(no_args_is_help=True, rich_markup_mode=None, add_completion=False)
-File = Annotated[Path, typer.Argument(metavar="FILE", help=say("option.file"))]
+File = Annotated[str, typer.Argument(metavar="FILE", help=say("option.file"))]
 Words = Annotated[list[str] | None, typer.Argument(metavar="key=value", help=say("option.described"))]
 
 
@@ -37,9 +38,9 @@ def command(name: str):
 def inspect(file: File, place: Place = None, as_json: Json = False) -> None:
     with answering(as_json) as answer:
         with progress() as advance:
-            found = ask("inspect", room(place), the_set(file), advance=advance)
+            found = ask("inspect", room(place), the_set(file, room(place)), advance=advance)
         # "errors" is what the command itself has to complain about
-        answer.fields |= {"file": str(file), **found, "broken_rows": found["errors"]}
+        answer.fields |= {"file": file, **found, "broken_rows": found["errors"]}
         del answer.fields["errors"]
         if found["broken"]:
             answer.status = 2
@@ -68,7 +69,7 @@ def add(
 
     with answering(as_json) as answer:
         home = folder.expanduser().resolve() if folder else room(place) / "data"
-        made = describe(file.expanduser().resolve(), home, name, config.override(words or []))
+        made = describe(Path(file).expanduser().resolve(), home, name, config.override(words or []))
         answer.fields |= {**made, "folder": str(home)}
         answer.show(say("data.added", name=made["name"], folder=str(home)))
         answer.show(json.dumps(made["entry"], indent=2, ensure_ascii=False))
@@ -86,13 +87,18 @@ def render(
     with answering(as_json) as answer:
         more: dict[str, Any] = {"model": {"path": model}} if model else {}
         run = config.run(config.override(settings or []))
-        data, masks = run.data.model_dump() | the_set(file), run.stage.model_dump(exclude={"kind"})
+        data, masks = run.data.model_dump() | the_set(file, room(place)), run.stage.model_dump(exclude={"kind"})
         found = ask("render", room(place), data, nth=row, count=1, **masks, **more)["rows"][0]
+        if problem := found.get("error"):
+            raise InputError(problem["code"], "data", **problem["params"])
         pieces = found["answers"][0]
         answer.fields |= {"line": found["line"], "kind": found["kind"], "answers": found["answers"], **_flat(pieces)}
         if not as_json:
-            for piece in pieces:
-                console(stderr=False).print(painted(piece), soft_wrap=True)
+            for number_, own in enumerate(found["answers"]):
+                if len(found["answers"]) > 1:
+                    out(i18n.tr(language(), "ui.data.rejected" if number_ else "ui.data.chosen"))
+                for piece in own:
+                    console(stderr=False).print(painted(piece), soft_wrap=True)
             note(say("data.colours"))
 
 
@@ -105,12 +111,16 @@ def report(
 ) -> None:
     with answering(as_json) as answer:
         with progress() as advance:
-            found = ask("report", room(place), {**the_set(file), "eval": held_out}, advance=advance)
+            found = ask("report", room(place), {**the_set(file, room(place)), "eval": held_out}, advance=advance)
         answer.fields |= found
         if as_json:
             return
+        if found["broken"]:
+            out(i18n.tr(language(), "ui.data.broken_told", n=found["broken"]))
         for finding in found["findings"]:
-            lines = ", ".join(map(str, finding["lines"][:SHOWN]))
+            files = finding["files"] or [""] * len(finding["lines"])
+            named = zip(finding["lines"][:SHOWN], files, strict=False)
+            lines = ", ".join(f"{name}: {line}" if name else str(line) for line, name in named)
             params = {"count": finding["count"], "rows": found["rows"], "lines": lines}
             out(i18n.message(language(), finding["code"], params))
         if not found["findings"]:
@@ -137,12 +147,14 @@ def cache(
         answer.show(say("data.kept", n=len(found), size=size, folder=str(kept.folder(room(place)))))
 
 
-def the_set(file: Path) -> dict[str, Any]:
-    """Return the settings that mean one file, described or not, or a set by folder and name."""
-    path = file.expanduser().resolve()
-    if not path.exists():
-        raise InputError("path.missing", "data", path=str(file))
-    return {"folder": str(path.parent), "train": [path.name]}
+def the_set(name: str, workspace: Path) -> dict[str, Any]:
+    """Return the settings that mean what somebody calls a set: a file or folder, FOLDER/NAME, an address, a hub id."""
+    path = Path(name).expanduser().resolve()
+    if path.exists() or (path.parent.is_dir() and "://" not in name and not HUB_ID.fullmatch(name)):
+        return {"folder": str(path.parent), "train": [path.name]}
+    if "://" in name or HUB_ID.fullmatch(name):
+        return {"folder": str(workspace), "train": [name]}
+    raise InputError("path.missing", "data", path=name)
 
 
 @contextmanager
@@ -163,10 +175,13 @@ def painted(piece: dict[str, Any]) -> Text:
 
 
 def _flat(pieces: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return text, token ids and mask of a row that is one piece; lists of them where it is several."""
-    fields = {"text": "text", "ids": "ids", "mask": "learned"}
-    return {ours: pieces[0][theirs] if len(pieces) == 1 else [piece[theirs] for piece in pieces]
-            for ours, theirs in fields.items()}  # fmt: skip
+    """Return text, token ids and mask of a row as it is trained on; lists of them where it is several pieces."""
+    made = []
+    for piece in pieces:
+        kept = [index for index, stays in enumerate(piece["kept"]) if stays]
+        ids, mask = ([piece[key][index] for index in kept] for key in ("ids", "learned"))
+        made.append({"text": piece["text"], "ids": ids, "mask": mask})
+    return made[0] if len(made) == 1 else {key: [piece[key] for piece in made] for key in ("text", "ids", "mask")}
 
 
 def _card(card: dict[str, Any]) -> Table:

@@ -7,10 +7,14 @@ from html import escape
 from itertools import pairwise
 from typing import Any
 
-from app.i18n import message, number, tr
+from app.i18n import language_name, message, number, tr
 
 LINES = 30
 """Line numbers named for a finding; each opens its row."""
+BROKEN = 100
+"""Broken rows that are told on the page; the command line tells all."""
+SHARE = 0.05
+"""Of the rows; languages of fewer are mostly told wrong."""
 COLUMNS = 8
 """Columns of a table at most."""
 TOKENS = 6000
@@ -24,17 +28,17 @@ BLANKS = str.maketrans({"\n": "↵\n", "\t": "→\t"})
 def table(language: str, page: dict[str, Any]) -> str:
     """Return a page of rows as they are in their file; a broken one tells what is wrong with it."""
     if not page["rows"] and page["next"]:
-        return f"<p>{_say(language, 'searched', line=number(language, page['next']))}</p>"
+        return f"<p>{_say(language, 'searched', line=number(language, page['next'] % (1 << 40)))}</p>"
     if not page["rows"]:
         return f"<p>{_say(language, 'no_rows')}</p>"
     columns = list(dict.fromkeys(name for row in page["rows"] for name in row.get("cells", {})))[:COLUMNS]
     head = "".join(f"<th>{escape(name)}</th>" for name in ["#", *columns])
-    body = "".join(_row(language, row, columns) for row in page["rows"])
+    body = "".join(_row(language, row, columns, several=page["several"]) for row in page["rows"])
     return f'<div class="tb-table tb-answers"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _row(language: str, row: dict[str, Any], columns: Sequence[str]) -> str:
-    line = f"<td>{number(language, row['line'])}</td>"
+def _row(language: str, row: dict[str, Any], columns: Sequence[str], *, several: bool) -> str:
+    line = f"<td>{_place(language, row['line'], row['file'] if several else '')}</td>"
     if error := row.get("error"):
         said = escape(message(language, error["code"], error["params"]))
         return (
@@ -44,12 +48,19 @@ def _row(language: str, row: dict[str, Any], columns: Sequence[str]) -> str:
     return f"<tr>{line}{cells}</tr>"
 
 
+def _place(language: str, line: int, file: str) -> str:
+    """Return where a row stands: the number of its line, in a folder of files with the name of its file."""
+    return f"{escape(file)}: {number(language, line)}" if file else number(language, line)
+
+
 def _cell(name: str, said: str) -> str:
     return f'<td data-label="{escape(name)}"><div class="tb-text" dir="auto">{escape(said)}</div></td>'
 
 
 def tokens(language: str, row: dict[str, Any]) -> str:
     """Return a row as the model gets it, each token by what becomes of it; a comparison shows both answers."""
+    if error := row.get("error"):
+        return problem(language, error["code"], error["params"])
     parts = []
     for index, pieces in enumerate(row["answers"]):
         if len(row["answers"]) > 1:
@@ -110,6 +121,9 @@ def lengths(language: str, found: dict[str, Any]) -> str:
     keys = ("rows", "mean", "p95", "longest", "cutoff", "cut", "tokens", "packs")
     told = {key: number(language, found[key]) for key in keys} | {"fill": number(language, found["fill"] * 100)}
     said = escape(tr(language, "ui.data.lengths_told", **told))
+    if found["dropped"]:
+        params = {"count": found["dropped"], "rows": found["rows"] + found["dropped"], "cutoff": found["cutoff"]}
+        said += " " + escape(message(language, "data.dropped", params))
     ends = f"<span>{number(language, round(found['edges'][0]))}</span><span>{number(language, round(last))}</span>"
     return (
         f'<figure class="tb-histogram" role="img" aria-label="{said}"><div class="tb-bars">{bars}{mark}</div>'
@@ -131,9 +145,10 @@ def report(language: str, found: dict[str, Any]) -> str:
     for finding in found["findings"]:
         params = {"count": finding["count"], "rows": found["rows"], "lines": _lines_told(language, finding)}
         said = message(language, finding["code"], params)
+        files = finding["files"] or [""] * len(finding["lines"])
         opened = "".join(
-            f'<button class="tb-link" data-line="{line}">{number(language, line)}</button> '
-            for line in finding["lines"][:LINES]
+            f'<button class="tb-link" data-line="{place}">{_place(language, line, file)}</button> '
+            for place, line, file in list(zip(finding["places"], finding["lines"], files, strict=True))[:LINES]
         )
         parts.append(f'<li class="tb-finding"><p>{escape(said)}</p><div class="tb-lines">{opened}</div></li>')
     listed = f"<ul>{''.join(parts)}</ul>" if parts else f"<p>{_say(language, 'clean')}</p>"
@@ -147,7 +162,10 @@ def _lines_told(language: str, finding: dict[str, Any]) -> str:
 
 
 def _languages(language: str, shares: dict[str, float]) -> str:
-    told = ", ".join(f"{code} {number(language, round(share * 100))} %" for code, share in shares.items())
+    told = ", ".join(
+        f"{language_name(language, code)} {number(language, round(share * 100))} %"
+        for code, share in shares.items() if share >= SHARE and code != "?"
+    )  # fmt: skip
     return f"<p>{_say(language, 'languages')}: {escape(told)}</p>" if told else ""
 
 
@@ -176,8 +194,12 @@ def inspection(language: str, found: dict[str, Any]) -> str:
         for key, value in facts.items() if value
     )  # fmt: skip
     errors = "".join(
-        f"<li>{escape(message(language, error['code'], error['params']))}</li>" for error in found["errors"][:LINES]
+        f"<li>{escape(message(language, error['code'], error['params']))} "
+        f'<button class="tb-link" data-line="{error["place"]}">{_say(language, "open_row")}</button></li>'
+        for error in found["errors"][:BROKEN]
     )
+    if (more := found["broken"] - BROKEN) > 0:
+        errors += f"<li>{_say(language, 'more_broken', n=more)}</li>"
     return f'<dl class="tb-facts">{told}</dl>' + (f'<ul class="tb-errors" role="alert">{errors}</ul>' if errors else "")
 
 

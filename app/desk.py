@@ -6,7 +6,8 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,18 @@ QUIET = ["-W", "ignore"]
 
 
 def ask(
-    what: str, workspace: Path, data: dict[str, Any], *, advance: Callable[[int], None] = lambda done: None, **more: Any
+    what: str,
+    workspace: Path,
+    data: dict[str, Any],
+    *,
+    advance: Callable[[int], None] = lambda done: None,
+    begun: Callable[[subprocess.Popen[str]], None] = lambda child: None,
+    **more: Any,
 ) -> dict[str, Any]:
     """Return the answer to a question of core.data.desk. Raises InputError with what is wrong with the data.
 
     data: settings of the section `data`; its first training set is what is asked about. `advance` hears, from another
-    thread, how many rows are done.
+    thread, how many rows are done. `begun` is given the process that looks for the answer: to end it ends the question.
     """
     question = {"ask": what, "workspace": str(workspace), "data": data, **more}
     command = [sys.executable, *QUIET, "-m", "core.data.desk"]
@@ -33,6 +40,7 @@ def ask(
         command, cwd=BUNDLED, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, encoding="utf-8",
     ) as child:  # fmt: skip
+        begun(child)
         said: list[str] = []
         listener = threading.Thread(target=_listen, args=(child.stderr, advance, said), daemon=True)
         listener.start()
@@ -49,7 +57,10 @@ def ask(
         listener.join(5)
     if not answer:
         raise InputError("engine.failed", what=(said or ["?"])[-1][:200])
-    found = json.loads(answer)
+    try:
+        found = json.loads(answer)
+    except ValueError:  # it was ended amid the answer
+        raise InputError("engine.failed", what=(said or ["?"])[-1][:200]) from None
     if problem := found.get("problem"):
         raise InputError(problem["code"], problem["place"], **problem["params"])
     return found["answer"]
@@ -62,3 +73,48 @@ def _listen(stream: Any, advance: Callable[[int], None], said: list[str]) -> Non
             advance(int(line))
         elif line.strip():
             said[:] = [*said[-20:], line.strip()]
+
+
+class Questions:
+    """The question that each browser waits for: a new one ends the one before, which nobody reads any more."""
+
+    def __init__(self) -> None:
+        self.running: dict[str, subprocess.Popen[str]] = {}
+
+    def end(self, browser: str) -> None:
+        if child := self.running.pop(browser, None):
+            child.kill()
+
+    def ask(self, browser: str, question: Callable[..., dict[str, Any]]) -> Iterator[int | dict[str, Any]]:
+        """Ask in a thread; yield how many rows are done from time to time, the answer last; nothing when ended."""
+        told, found, wrong = [0], list[dict[str, Any]](), list[InputError]()
+
+        def begun(child: subprocess.Popen[str]) -> None:
+            self.end(browser)
+            self.running[browser] = child
+            children.append(child)
+
+        def work() -> None:
+            try:
+                found.append(question(advance=lambda done: told.__setitem__(0, done), begun=begun))
+            except InputError as error:
+                wrong.append(error)
+
+        children: list[subprocess.Popen[str]] = []
+        thread, said, since = threading.Thread(target=work, daemon=True), -1, time.monotonic()
+        thread.start()
+        try:
+            while thread.is_alive():
+                thread.join(0.1)
+                if told[0] != said and thread.is_alive() and time.monotonic() - since > 1:
+                    said = told[0]
+                    yield said
+        finally:  # also when nobody listens any more
+            for child in children:
+                child.kill()
+        mine = all(self.running.get(browser) is child for child in children)
+        if wrong and mine:
+            raise wrong[0]
+        if mine:
+            self.running.pop(browser, None)
+            yield from found

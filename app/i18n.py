@@ -110,6 +110,11 @@ def duration(lang: str, seconds: float | None) -> str:
     return tr(lang, "ui.unit.days", days=hours // 24, hours=hours % 24)
 
 
+def language_name(lang: str, code: str) -> str:
+    """Return what a language (ISO 639) is called in another: ("ru", "en") -> английский."""
+    return locale(known(lang)).languages.get(code, code)
+
+
 def size(lang: str, bytes: float) -> str:
     """A size in binary units, those of torch and nvidia-smi: 512 B, 1.5 GiB."""
     power = min(int(math.log2(bytes)) // 10, len(UNITS) - 1) if bytes >= 1 else 0

@@ -54,7 +54,7 @@ class Data(Spec):
     Typical: 512 to 4096."""
     max_rows: int = knob(0, ge=0)
     """Row limit
-    Use only so many rows of each set: good for a quick try. 0 uses all."""
+    Use only the first so many rows of each set: good for a quick try. 0 uses all."""
     template: str = knob("auto", min_length=1, max_length=100, pick="template")
     """Template
     How turns are laid out as one text. Auto takes the model's own chat template, or ChatML where it has none;
@@ -92,9 +92,13 @@ class Data(Spec):
     Rows of a stream that wait, and of which the next is drawn by chance. More mixes better and takes more memory."""
 
     @model_validator(mode="after")
-    def _shares_fit(self) -> Data:
+    def _sets_fit(self) -> Data:
+        if self.eval and self.eval in self.train:
+            raise PydanticCustomError("data.eval_trained", "an evaluation set that is trained on")
         if self.shares and len(self.shares) != len(self.train):
             raise PydanticCustomError("data.shares_count", "as many shares as sets")
+        if self.shares and self.mix == "concat":
+            raise PydanticCustomError("data.shares_concat", "shares of sets that are not interleaved")
         if self.shares and (min(self.shares) <= 0 or abs(sum(self.shares) - 1) > 1e-6):
             raise PydanticCustomError("data.shares_sum", "shares above 0 that make 1 together")
         return self

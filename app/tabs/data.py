@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from app import dataview
-from app.desk import ask
+from app.desk import Questions, ask
 from app.dropped import FOLDER, Dropped
 from app.fields import make, plain
 from app.i18n import number, tr
@@ -20,7 +20,7 @@ from core import config
 from core.errors import InputError
 from core.schema import Setting
 from core.sections import DEMO_DATA, DEMO_MODEL
-from core.workspace import jailed
+from core.workspace import HUB_ID, jailed
 
 KEY, ORDER = "data", 5
 VIEWS = ("rows", "tokens", "packs", "lengths", "report", "inspect")
@@ -50,39 +50,53 @@ def build(page: Page) -> None:
             train = page.say(gr.Button(elem_id="tb-data-train"), value="ui.data.train")
             dropped = Dropped(page)
         with gr.Column(elem_classes=["tb-live"]):
-            view = gr.Radio(_views("en"), value="rows", show_label=False, container=False, elem_id="tb-data-view")
-            query = page.say(gr.Textbox(max_lines=1, elem_id="tb-data-query"), label="ui.data.query")
-            shown = gr.HTML(elem_id="tb-data-shown", js_on_load=OPEN)
-            with gr.Row(elem_classes=["tb-pager"], elem_id="tb-data-pager") as pager:
-                back = page.say(gr.Button(size="sm", elem_id="tb-data-back"), value="ui.evaluate.back")
-                onward = page.say(gr.Button(size="sm", elem_id="tb-data-onward"), value="ui.evaluate.onward")
-    # where the pages up to this one begin: lines, of packs their numbers; where the next begins, or None
-    trail, ahead = gr.State([0]), gr.State(None)
+            view = _View(page)
     handlers = _Handlers(page, dropped)
-    inputs = [page.language, view, query, trail, *chosen]
-    outputs = [shown, back, onward, ahead]
-    show: dict[str, Any] = {"fn": handlers.show, "inputs": inputs, "outputs": outputs, "trigger_mode": "always_last",
-                            "concurrency_limit": 4, **TELLING}  # fmt: skip
-    begin: dict[str, Any] = {"fn": lambda: [0], "inputs": None, "outputs": trail, **QUIET}
-    folder, name, *rest = chosen
-    folder.change(handlers.sets, [folder, name], name, **QUIET)
-    turns = [query, pager]
-    view.change(
-        lambda view: [gr.update(visible=view == "rows"), gr.update(visible=view in TURNED)], view, turns, **QUIET
-    )
-    for event in (name.change, view.input, query.submit, *(field.change for field in rest)):
-        event(**begin).then(**show)
-    page.language.change(handlers.names, page.language, view, **QUIET).then(**show)
-    back.click(lambda trail: trail[:-1] or [0], trail, trail, **QUIET).then(**show)
-    onward.click(lambda trail, ahead: [*trail, ahead] if ahead else trail, [trail, ahead], trail, **QUIET).then(**show)
-    opened = shown.click(handlers.open, None, [trail, view, query], **QUIET)
-    opened.then(**show)
+    show = view.listen(page, handlers, chosen)
+    folder, name, _, held, *_ = chosen
+    folder.change(handlers.sets, [folder, name, held], [name, held], **QUIET)
     dropped.add.click(
         handlers.add, [dropped.file, page.language, *dropped.fields], [folder, name, dropped.file, dropped.told],
         **TELLING,
     )  # fmt: skip
-    train.click(handlers.wish, [page.data, *chosen], page.data, **TELLING)
-    page.tabs.select(handlers.arrive(tab_index), [folder, name], [folder, name], **QUIET).then(**show)
+    train.click(handlers.wish, [page.language, dropped.file, page.data, *chosen], [page.data, dropped.told], **TELLING)
+    arrive = handlers.arrive(tab_index)
+    page.tabs.select(arrive, [folder, name, held], [folder, name, held], **QUIET).then(**show)
+
+
+class _View:
+    """The right side: one of VIEWS, and the buttons that turn its pages."""
+
+    def __init__(self, page: Page) -> None:
+        self.view = gr.Radio(_views("en"), value="rows", show_label=False, container=False, elem_id="tb-data-view")
+        self.query = page.say(gr.Textbox(max_lines=1, elem_id="tb-data-query"), label="ui.data.query")
+        self.shown = gr.HTML(elem_id="tb-data-shown", js_on_load=OPEN)
+        with gr.Row(elem_classes=["tb-pager"], elem_id="tb-data-pager") as self.pager:
+            self.goto = page.say(gr.Number(None, precision=0, minimum=1, elem_id="tb-data-goto"), label="ui.data.goto")
+            self.back = page.say(gr.Button(size="sm", elem_id="tb-data-back"), value="ui.evaluate.back")
+            self.onward = page.say(gr.Button(size="sm", elem_id="tb-data-onward"), value="ui.evaluate.onward")
+        # where the pages up to this one begin: lines, of packs their numbers; where the next begins, or None
+        self.trail, self.ahead = gr.State([0]), gr.State(None)
+
+    def listen(self, page: Page, handlers: _Handlers, chosen: list[Any]) -> dict[str, Any]:
+        """Show what is chosen whenever it changes; return the event that shows it, for others to end with."""
+        view, trail, ahead = self.view, self.trail, self.ahead
+        show: dict[str, Any] = {
+            "fn": handlers.show, "inputs": [page.language, view, self.query, trail, *chosen],
+            "outputs": [self.shown, self.back, self.onward, ahead], "trigger_mode": "always_last",
+            "concurrency_limit": 4, **TELLING,
+        }  # fmt: skip
+        turns = {"outputs": trail, **QUIET}
+        _, name, *rest = chosen
+        view.change(_turned, view, [self.query, self.pager], **QUIET)
+        for event in (name.change, view.input, self.query.submit, *(field.change for field in rest)):
+            event(handlers.begin, None, **turns).then(**show)
+        page.language.change(handlers.names, page.language, view, **QUIET).then(**show)
+        self.back.click(lambda trail: trail[:-1] or [0], trail, **turns).then(**show)
+        self.onward.click(lambda trail, at: [*trail, at] if at else trail, [trail, ahead], **turns).then(**show)
+        self.goto.submit(lambda n: [0, n - 1] if n and n > 1 else [0], self.goto, **turns).then(**show)
+        self.shown.click(handlers.open, None, [trail, view, self.query], **QUIET).then(**show)
+        return show
 
 
 def _chooser(page: Page) -> list[Any]:
@@ -110,7 +124,7 @@ class _Handlers:
     """What happens when something is chosen, dropped or pressed."""
 
     def __init__(self, page: Page, dropped: Dropped) -> None:
-        self.page, self.dropped = page, dropped
+        self.page, self.dropped, self.questions = page, dropped, Questions()
 
     def names(self, language: str) -> Any:
         return gr.update(choices=_views(language))
@@ -118,49 +132,61 @@ class _Handlers:
     def arrive(self, tab_index: int) -> Any:
         """Return the handler that offers what the workspace has by now."""
 
-        def handle(folder: str, name: str, event: gr.SelectData) -> list[Any]:
+        def handle(folder: str, name: str, held: str, event: gr.SelectData) -> list[Any]:
             if event.index != tab_index:
-                return [gr.skip(), gr.skip()]
-            return [gr.update(choices=offers("data", self.page.workspace, self.page.allowed)), self.sets(folder, name)]
+                return [gr.skip()] * 3
+            folders = offers("data", self.page.workspace, self.page.allowed)
+            return [gr.update(choices=folders), *self.sets(folder, name, held)]
 
         return handle
 
-    def sets(self, folder: str, name: str) -> Any:
+    def sets(self, folder: str, name: str, held: str) -> list[Any]:
+        """Offer the sets of a folder, to look at and to compare with."""
         found = offers("set", self.page.workspace, self.page.allowed, folder or "")
-        return gr.update(choices=found, value=name if name in found else next(iter(found), None))
+        chosen = gr.update(choices=found, value=name if name in found else next(iter(found), None))
+        return [chosen, gr.update(choices=["", *found], value=held if held in found else "")]
 
     def open(self, event: gr.EventData) -> list[Any]:
         """Show the row of a line number that was clicked."""
         line = str(event._data.get("line", "")) if isinstance(event._data, dict) else ""
-        return [[int(line) - 1], "rows", ""] if line.isdigit() else [gr.skip()] * 3
+        return [[0, int(line) - 1], "rows", ""] if line.isdigit() else [gr.skip()] * 3
 
-    def show(self, language: str, view: str, query: str, trail: list[int], *chosen: Any) -> Iterator[list[Any]]:
+    def begin(self, request: gr.Request) -> list[int]:
+        """Go to the first page; what was asked before is of no use any more."""
+        self.questions.end(str(request.session_hash))
+        return [0]
+
+    def show(
+        self, request: gr.Request, language: str, view: str, query: str, trail: list[int], *chosen: Any
+    ) -> Iterator[list[Any]]:
         """Yield the view of a set; while a long one is made, how far it is."""
+        browser, at = str(request.session_hash), [int(place) for place in trail or [0]]
         try:
-            yield from self._show(language, view, str(query or "")[:200], [int(at) for at in trail or [0]], *chosen)
+            yield from self._show(browser, language, view, str(query or "")[:200], at, *chosen)
         except InputError as error:
             first = error.problems[0]
             yield [dataview.problem(language, first.code, first.params), *_pager(trail, None), None]
 
-    def _show(self, language: str, view: str, query: str, trail: list[int], folder: Any, name: Any, model: Any,
-              held: Any, *lens: Any) -> Iterator[list[Any]]:  # fmt: skip
+    def _show(self, browser: str, language: str, view: str, query: str, trail: list[int], folder: Any, name: Any,
+              model: Any, held: Any, *lens: Any) -> Iterator[list[Any]]:  # fmt: skip
         view = view if view in VIEWS else "rows"
+        place = jailed(str(folder or ""), self.page.workspace, self.page.allowed, "data.folder")
         if not name:
             yield [f"<p>{tr(language, 'ui.data.empty')}</p>", *_pager([0], None), None]
             return
         page, run = self.page, config.run(_layer(lens))
-        place = jailed(str(folder or ""), page.workspace, page.allowed, "data.folder")
         asked = run.data.model_dump() | {"folder": str(place), "train": [str(name)], "eval": str(held or "")}
         more: dict[str, Any] = {"after": trail[-1]}
         if view == "rows":
             more |= {"count": ROWS, "query": query}
         if view in EYES:
-            path = jailed(str(model), page.workspace, page.allowed, "model.path")
-            more |= {"model": {"path": str(path)}, "count": 1, **run.stage.model_dump(exclude={"kind"})}
+            path = str(model) if HUB_ID.fullmatch(str(model)) else ""
+            path = path or str(jailed(str(model), page.workspace, page.allowed, "model.path"))
+            more |= {"model": {"path": path}, "count": 1, **run.stage.model_dump(exclude={"kind"})}
         if view == "packs":
             more |= {"after": 0, "nth": trail[-1] + 1}
         what = {"rows": "page", "tokens": "render"}.get(view, view)
-        for done in _asking(lambda told: ask(what, page.workspace, asked, advance=told, **more)):
+        for done in self.questions.ask(browser, partial(ask, what, page.workspace, asked, **more)):
             if isinstance(done, int):
                 loading = not done and view in EYES
                 said = tr(language, "message.phase.load_tokenizer" if loading else "ui.data.reading",
@@ -181,13 +207,20 @@ class _Handlers:
         return [gr.update(choices=folders, value=FOLDER), gr.update(choices=sets, value=name),
                 gr.update(value=None), f'<p role="status">{dataview.escape(said)}</p>']  # fmt: skip
 
-    def wish(self, before: tuple[dict, int], folder: str, name: str, _model: Any, _held: Any, *lens: Any) -> Any:
+    def wish(self, language: str, file: str | None, before: tuple[dict, int], folder: str, name: str, _model: Any,
+             _held: Any, *lens: Any) -> list[Any]:  # fmt: skip
         """Return what the Train form shall take: the set, and the settings with which it was looked at."""
+        if file:
+            return [gr.skip(), dataview.problem(language, "data.not_added", {"file": Path(file).name})]
         changed = [s for s, value in zip(LENS, lens, strict=True) if plain(s, value) != s.default]
         layer = _layer(lens, only=changed) if changed else {}
-        return {**layer, "data": {**layer.get("data", {}), "folder": folder, "train": [name], "eval": ""}}, before[
-            1
-        ] + 1
+        data = {**layer.get("data", {}), "folder": folder, "train": [name], "eval": ""}
+        return [({**layer, "data": data}, before[1] + 1), gr.skip()]
+
+
+def _turned(view: str) -> list[Any]:
+    """Show what a view can be searched and turned with."""
+    return [gr.update(visible=view == "rows"), gr.update(visible=view in TURNED)]
 
 
 def _layer(values: Sequence[Any], only: Sequence[Setting] = LENS) -> dict[str, Any]:
@@ -198,10 +231,8 @@ def _layer(values: Sequence[Any], only: Sequence[Setting] = LENS) -> dict[str, A
 
 def _ahead(view: str, found: dict[str, Any]) -> int | None:
     """Return where the next page begins."""
-    if view == "rows":
+    if view in ("rows", "tokens"):
         return found["next"]
-    if view == "tokens":
-        return found["rows"][0]["line"]
     return found["pack"] if view == "packs" and found["pack"] < found["packs"] else None
 
 
@@ -220,26 +251,3 @@ def _drawn(language: str, view: str, found: dict[str, Any]) -> str:
 
 def _pager(trail: Any, ahead: int | None) -> list[Any]:
     return [gr.update(interactive=len(trail or [0]) > 1), gr.update(interactive=ahead is not None)]
-
-
-def _asking(question: Callable[[Callable[[int], None]], dict[str, Any]]) -> Iterator[int | dict[str, Any]]:
-    """Ask in a thread; yield how many rows are done from time to time, the answer last."""
-    told, found, wrong = [0], [], []
-
-    def work() -> None:
-        try:
-            found.append(question(lambda done: told.__setitem__(0, done)))
-        except InputError as error:
-            wrong.append(error)
-
-    thread, said = threading.Thread(target=work, daemon=True), -1
-    thread.start()
-    begun = time.monotonic()
-    while thread.is_alive():
-        thread.join(0.1)
-        if told[0] != said and thread.is_alive() and time.monotonic() - begun > 1:
-            said = told[0]
-            yield said
-    if wrong:
-        raise wrong[0]
-    yield found[0]

@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from core.data.describe import FILE, SUFFIXES, find, set_from, suffix
+from core.data.describe import FILE, SUFFIXES, TWICE, find, read, set_from, suffix
 from core.data.inspect import PLACE, entry
 from core.data.rows import opening
 from core.errors import InputError
@@ -33,8 +33,9 @@ def add(file: Path, folder: Path, name: str = "", given: dict[str, Any] | None =
     if suffix(file.name) not in SUFFIXES:
         raise InputError("data.suffix", PLACE, file=file.name, known=", ".join(SUFFIXES))
     name = name or file.name.partition(".")[0]
-    if not NAME.fullmatch(name) or RESERVED.fullmatch(name) or not NAME.fullmatch(file.name):
-        raise InputError("data.bad_name", PLACE, name=name if not NAME.fullmatch(name) else file.name)
+    for given_name, fits in ((name, NAME.fullmatch(name)), (file.name, not file.name.startswith((".", "-")))):
+        if not fits or RESERVED.fullmatch(given_name):
+            raise InputError("data.bad_name", PLACE, name=given_name)
     described = _described(name, file, given or {})
     names, rows = opening(described, file.parent, PLACE)
     for line, raw in rows:  # the first row that is in order: the description must fit it
@@ -43,7 +44,8 @@ def add(file: Path, folder: Path, name: str = "", given: dict[str, Any] | None =
             break
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / f".{FILE}.lock"):
-        return {"name": name, "file": file.name, "entry": _write(file, folder, name, _entry(file, names, given or {}))}
+        made = _write(file, folder, name, _entry(file, names, given or {}))
+        return {"name": name, "file": made["file_name"], "entry": made}
 
 
 def _entry(file: Path, names: Any, given: dict[str, Any]) -> dict[str, Any]:
@@ -63,17 +65,23 @@ def _described(name: str, file: Path, given: dict[str, Any]) -> Any:
 
 
 def _write(file: Path, folder: Path, name: str, made: dict[str, Any]) -> dict[str, Any]:
-    place = folder / file.name
-    entries = json.loads((folder / FILE).read_text(encoding="utf-8-sig")) if (folder / FILE).exists() else {}
-    if name in entries:
+    place, known = folder / made["file_name"], read(folder, PLACE)
+    for taken, (entry_, line) in known.items():
+        if entry_ is None or TWICE in json.dumps(entry_, ensure_ascii=False):  # to write it anew would lose one of both
+            raise InputError("data.description", PLACE, file=FILE, line=line, what=f"{taken} stands twice")
+    if name in known:
         raise InputError("data.name_taken", PLACE, name=name, folder=str(folder))
     if place.resolve() != file.resolve():
+        if place.exists():  # another file of the same name: this one takes that of the set
+            endings = "".join(Path(file.name).suffixes[-2:] if file.name.lower().endswith(".gz") else [file.suffix])
+            place, made = folder / f"{name}{endings}", {**made, "file_name": f"{name}{endings}"}
         if place.exists():
-            raise InputError("data.name_taken", PLACE, name=file.name, folder=str(folder))
+            raise InputError("data.name_taken", PLACE, name=place.name, folder=str(folder))
         aside = folder / f".{file.name}.{os.getpid()}"
         shutil.copyfile(file, aside)
         aside.replace(place)
     aside = folder / f".{FILE}.{os.getpid()}"
+    entries = {known_name: entry_ for known_name, (entry_, _) in known.items()}
     aside.write_text(json.dumps({**entries, name: made}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     aside.replace(folder / FILE)
     find(folder, name, PLACE)

@@ -15,7 +15,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from core.data import cache, kept, mix
-from core.data.describe import Described, find
+from core.data.describe import Described, find, suffix
 from core.data.encode import Counts, Encoded, Encoder, joined
 from core.data.files import files
 from core.data.render import Renderer
@@ -167,10 +167,14 @@ def _streamed(loader: Loader, chosen: list[Described], held: list[Described], se
 
 
 def split(rows: Encoded, share: float, seed: int) -> tuple[Encoded, Encoded]:
-    """Return (training rows, held-out rows); the same seed holds out the same rows. At least one row stays to learn."""
-    count = min(max(round(len(rows) * share), share > 0), len(rows) - 1)
-    order = np.random.default_rng(seed).permutation(len(rows))
-    return rows.select(np.sort(order[count:])), rows.select(np.sort(order[:count]))
+    """Return (training rows, held-out rows); the same seed holds out the same rows. At least one row stays to learn.
+
+    What was made of one row stays together.
+    """
+    sources = np.unique(rows.source_B)
+    count = min(max(round(len(sources) * share), share > 0), len(sources) - 1)
+    held = np.isin(rows.source_B, np.random.default_rng(seed).permutation(sources)[:count])
+    return rows.select(np.flatnonzero(~held)), rows.select(np.flatnonzero(held))
 
 
 def stamps(described: Described, folder: Path, place: str) -> list[tuple[str, int, int]]:
@@ -189,11 +193,13 @@ def fingerprint(described: Described, folder: Path, place: str) -> str:
     for path in files(described, folder, place):
         with path.open("rb") as file:
             total.update(hashlib.file_digest(file, "sha256").digest())
+        total.update(suffix(path.name).encode())  # the same bytes may be read in another way
     names = described.names.model_dump() if described.names else {}
     total.update(json.dumps([described.name, described.rows, described.encoding, names], sort_keys=True).encode())
     return total.hexdigest()
 
 
 def _sum(tokenizer: Any) -> str:
-    """Return the sha256 of a tokenizer."""
-    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+    """Return the sha256 of a tokenizer, without what it was last asked to pad or cut."""
+    spec = json.loads(tokenizer.backend_tokenizer.to_str()) | {"padding": None, "truncation": None}
+    return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()

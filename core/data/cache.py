@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from core.data.encode import Counts, Encoded
 
-VERSION = 2
+VERSION = 3
 """Raised whenever the same input gives other tokens than before."""
 ROOM = 1 << 30
 """Bytes that must stay free on the disk; below, nothing is cached."""
@@ -43,19 +43,22 @@ def read(place: Path, name: str) -> tuple[Encoded, Counts] | None:
         return None
     ids, learned = (table.column(name).combine_chunks() for name in ("ids", "learned"))
     starts = np.array(ids.offsets)
-    return Encoded(ids.values.to_numpy(), learned.values.to_numpy().view(bool), starts.astype(np.int64)), counts
+    source = table.column("source").to_numpy()
+    rows = Encoded(ids.values.to_numpy(), learned.values.to_numpy().view(bool), starts.astype(np.int64), source)
+    return rows, counts
 
 
 def write(place: Path, name: str, encoded: Encoded, counts: Counts) -> None:
     """Keep an encoded set; where the disk is nearly full, don't."""
     place.mkdir(parents=True, exist_ok=True)
-    needed = encoded.ids_N.nbytes + encoded.learned_N.nbytes + encoded.starts_B1.nbytes
+    needed = encoded.ids_N.nbytes + encoded.learned_N.nbytes + encoded.starts_B1.nbytes + encoded.source_B.nbytes
     if shutil.disk_usage(place).free < needed + ROOM:
         return
     offsets = pa.array(encoded.starts_B1, pa.int64())
     columns = {
         "ids": pa.LargeListArray.from_arrays(offsets, pa.array(encoded.ids_N)),
         "learned": pa.LargeListArray.from_arrays(offsets, pa.array(encoded.learned_N.view(np.uint8))),
+        "source": pa.array(encoded.source_B),
     }
     table = pa.table(columns).replace_schema_metadata({"counts": json.dumps(asdict(counts))})
     aside = place / f".{name}.{os.getpid()}.{threading.get_ident()}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
+from array import array
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -13,6 +14,9 @@ from core.formats import Row
 
 WORDS = re.compile(r"[a-z0-9]+|[^\W\da-z_]", re.UNICODE)
 """Words as rouge-score takes them; every letter that is not Latin is a word of its own."""
+
+
+FIGURES = ("input_length", "output_length", "example_length", "compressibility", "rouge_l")
 
 
 def words(text: str) -> list[str]:
@@ -38,26 +42,38 @@ def parts(row: Row) -> tuple[str, str]:
     return "\n".join(filter(None, asked)), str(row.response[0]["content"])
 
 
-def card(rows: Iterable[Row], length: Callable[[str], int] = len) -> dict[str, dict[str, float] | int]:
-    """Return {"examples": n, figure: {"mean", "std", "p95"}} over the rows.
+class Card:
+    """The figures over rows that pass by.
 
     `length` counts in the unit that is wanted, characters by default. ROUGE-L compares input and output: how much of
     the answer stands in the question.
     """
-    figures: dict[str, list[float]] = {
-        "input_length": [], "output_length": [], "example_length": [], "compressibility": [], "rouge_l": [],
-    }  # fmt: skip
-    for row in rows:
+
+    def __init__(self, length: Callable[[str], int] = len) -> None:
+        self.length = length
+        self.figures = {name: array("d") for name in FIGURES}
+
+    def add(self, row: Row) -> None:
         asked, answered = parts(row)
-        inside, outside = length(asked), length(answered)
-        figures["input_length"].append(inside)
-        figures["output_length"].append(outside)
-        figures["example_length"].append(inside + outside)
-        figures["compressibility"].append(compressibility(f"{asked}\n{answered}"))
-        figures["rouge_l"].append(rouge_l(words(asked), words(answered)))
-    made: dict[str, dict[str, float] | int] = {"examples": len(figures["rouge_l"])}
-    for name, values in figures.items():
-        if values:
-            made[name] = {"mean": float(np.mean(values)), "std": float(np.std(values)),
-                          "p95": float(np.percentile(values, 95))}  # fmt: skip
-    return made
+        inside, outside = self.length(asked), self.length(answered)
+        alike = rouge_l(words(asked), words(answered))
+        values = (inside, outside, inside + outside, compressibility(f"{asked}\n{answered}"), alike)
+        for name, value in zip(FIGURES, values, strict=True):
+            self.figures[name].append(value)
+
+    def told(self) -> dict[str, dict[str, float] | int]:
+        """Return {"examples": n, figure: {"mean", "std", "p95"}}."""
+        made: dict[str, dict[str, float] | int] = {"examples": len(self.figures["rouge_l"])}
+        for name, values in self.figures.items():
+            if values:
+                made[name] = {"mean": float(np.mean(values)), "std": float(np.std(values)),
+                              "p95": float(np.percentile(values, 95))}  # fmt: skip
+        return made
+
+
+def card(rows: Iterable[Row]) -> dict[str, dict[str, float] | int]:
+    """Return the figures over rows."""
+    made = Card()
+    for row in rows:
+        made.add(row)
+    return made.told()

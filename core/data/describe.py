@@ -6,6 +6,7 @@ import codecs
 import difflib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,9 @@ from core.schema import variants
 from core.workspace import HUB_ID
 
 FILE = "dataset_info.json"
+TWICE = "\ufdd0twice"
+"""Key under which an object that was read tells its names that stand twice; none of them can be this."""
+SPACE = re.compile(r"[\s,]*")
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
 URL = re.compile(r"(https|s3|gs|gcs|hf)://\S+")
 HUBS = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url")
@@ -56,8 +60,7 @@ def sets(folder: Path, place: str = "data.folder") -> list[Described]:
 
     Raises InputError at `place` when dataset_info.json itself can't be read.
     """
-    text = _read(folder, place)
-    described = [_described(text, name, entry) for name, entry in _entries(text, place).items()]
+    described = [set_from(name, entry, line) for name, (entry, line) in read(folder, place).items()]
     taken = {d.file for d in described}
     return described + [Described(path.name, path.name) for path in data_files(folder) if path.name not in taken]
 
@@ -80,6 +83,11 @@ def find(folder: Path, name: str, place: str) -> Described:
     listed = sets(folder, f"{place.partition('.')[0]}.folder")
     known = {d.file: d for d in reversed(listed) if d.file} | {d.name: d for d in listed}
     if name not in known:
+        inside = folder / name
+        if inside.is_dir() and inside.resolve().is_relative_to(folder.resolve()) and data_files(inside):
+            return Described(name, name)
+        if inside.is_file() and suffix(name) not in SUFFIXES:
+            raise InputError("data.suffix", place, file=name, known=", ".join(SUFFIXES))
         if URL.fullmatch(name):
             return Described(name, url=name)
         if HUB_ID.fullmatch(name) and "/" in name and not (folder / name).exists():
@@ -93,39 +101,44 @@ def find(folder: Path, name: str, place: str) -> Described:
     return found
 
 
-def _read(folder: Path, place: str) -> str:
+def read(folder: Path, place: str) -> dict[str, tuple[Any, int]]:
+    """Return name -> (entry, its line) of dataset_info.json; a name that stands twice has the entry None."""
     try:
-        return (folder / FILE).read_text(encoding="utf-8-sig")
+        text = (folder / FILE).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        return "{}"
-    except UnicodeDecodeError as error:
+        return {}
+    except (UnicodeDecodeError, OSError) as error:
         raise InputError("data.description", place, file=FILE, line=1, what=str(error)) from None
-
-
-def _entries(text: str, place: str) -> dict[str, Any]:
-    """Return name -> entry; an entry whose name was taken before it is None."""
-    doubled: set[str] = set()
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        doubled.update(name for name in names if names.count(name) > 1)
-        return dict(pairs)
-
     try:
-        entries = json.loads(text, object_pairs_hook=once)
+        entries = json.loads(text, object_pairs_hook=_once)
     except (json.JSONDecodeError, RecursionError) as error:
         line = error.lineno if isinstance(error, json.JSONDecodeError) else 1
         what = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deep"
         raise InputError("data.description", place, file=FILE, line=line, what=what) from None
     if not isinstance(entries, dict):
         raise InputError("data.description", place, file=FILE, line=1, what="not an object of objects")
-    return {name: None if name in doubled else entry for name, entry in entries.items()}
+    lines, doubled = _lines(text), entries.pop(TWICE, ())
+    return {name: (None if name in doubled else entry, lines[name]) for name, entry in entries.items()}
 
 
-def _described(text: str, name: str, entry: Any) -> Described:
-    """Return the set that an entry describes, with the line of what is wrong with it."""
-    found = re.search(re.escape(json.dumps(name, ensure_ascii=False)) + r"\s*:", text)
-    return set_from(name, entry, text.count("\n", 0, found.start()) + 1 if found else 1)
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object; the names that stand twice in it are listed under TWICE."""
+    made = dict(pairs)
+    if len(made) == len(pairs):
+        return made
+    names = Counter(name for name, _ in pairs)
+    return made | {TWICE: [name for name, count in names.items() if count > 1]}
+
+
+def _lines(text: str) -> dict[str, int]:
+    """Return the line of each name of the outermost object of a JSON text that is in order."""
+    decoder, found, at = json.JSONDecoder(), dict[str, int](), text.index("{") + 1
+    while (begin := SPACE.match(text, at).end()) < len(text) and text[begin] == '"':  # type: ignore[union-attr]
+        name, at = decoder.raw_decode(text, begin)
+        found.setdefault(name, text.count("\n", 0, begin) + 1)
+        at = SPACE.match(text, text.index(":", at) + 1).end()  # type: ignore[union-attr]
+        _, at = decoder.raw_decode(text, at)
+    return found
 
 
 def set_from(name: str, entry: Any, line: int = 1, *, guess: bool = False) -> Described:
@@ -164,6 +177,9 @@ def _wrong(name: str, entry: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     if not isinstance(entry, dict):
         yield "data.entry", {"what": "not an object"}
         return
+    for part in (entry, entry.get("columns"), entry.get("tags")):
+        if isinstance(part, dict) and TWICE in part:
+            yield "data.entry", {"what": f"{part[TWICE][0]} stands twice"}
     if not name.strip() or len(name) > 200 or any(ord(char) < 32 for char in name):
         yield "data.set_name", {}
     for key in entry:
@@ -173,13 +189,20 @@ def _wrong(name: str, entry: Any) -> Iterator[tuple[str, dict[str, Any]]]:
         if not isinstance(entry.get(key) or "", str):
             yield "data.entry", {"what": f"{key}: not a text"}
     if isinstance(entry.get("encoding"), str) and not _is_encoding(entry["encoding"]):
-        yield "data.entry", {"what": f"encoding: {entry['encoding']}?"}
+        yield "data.entry", {"what": f"encoding: {entry['encoding']}? (utf-8, cp1251, gb18030 …)"}
     for key in ("columns", "tags"):
         if not isinstance(entry.get(key) or {}, dict):
             yield "data.entry", {"what": f"{key}: not an object"}
+    given = entry.get("columns")
+    named: dict[str, Any] = given if isinstance(given, dict) else {}
+    for one, other in (("prompt", "response"), ("chosen", "rejected")):
+        if named.get(one) and named.get(one) == named.get(other):
+            yield "data.entry", {"what": f"{one} and {other} are one column, {named[one]}"}
     rows = entry.get("num_samples") or 0
-    if not isinstance(rows, int) or rows < 0:
+    if not isinstance(rows, int) or isinstance(rows, bool) or rows < 0:
         yield "data.entry", {"what": "num_samples must be a whole number"}
+    if not isinstance(entry.get("ranking") or False, bool):
+        yield "data.entry", {"what": "ranking must be true or false"}
     if _kind(entry) not in variants("core.formats"):
         yield "data.format", {"given": _kind(entry), "known": ", ".join(variants("core.formats"))}
     url = entry.get("cloud_file_name")
@@ -205,7 +228,8 @@ def _names(entry: dict[str, Any]) -> Format:
 
 def _is_encoding(name: str) -> bool:
     try:
-        return codecs.lookup(name)._is_text_encoding  # bytes.decode refuses the others
+        # bytes.decode refuses what is no text; of UTF-16 and its kin no line could be found
+        return codecs.lookup(name)._is_text_encoding and "\n".encode(name) == b"\n"
     except LookupError:
         return False
 

@@ -9,7 +9,8 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from core.data.describe import Described, find
+from core.data.files import files
 from core.data.inspect import PLACE, entry, inspect, page, said
 from core.data.rows import Broken, numbered, opening
 from core.errors import InputError
-from core.formats import Line, Row
+from core.formats import ROWS, Line, Row
 from core.schema import Spec, knob
 from core.sections import Data, Model
 from core.workspace import locate
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from core.data.batch import Loader
     from core.data.encode import Encoder
 
+IN_FILE = (1 << ROWS) - 1
+"""The bits of a place (Line.row) that are the number in its file."""
 BINS = 40
 """Of a histogram of lengths."""
 
@@ -47,6 +51,8 @@ class Question(Spec):
     """Number of the row to begin with, of those behind that line."""
     count: int = knob(20, ge=1, le=1000)
     query: str = knob("", max_length=1000)
+    encoding: str = ""
+    """Of a text file that no description tells of."""
     train_on_prompt: bool = False
     mask_history: bool = False
 
@@ -59,13 +65,22 @@ class Desk:
         self.workspace = Path(question.workspace)
         self.folder = locate(question.data.folder, self.workspace, "data.folder")
         self.described = find(self.folder, question.data.train[0], PLACE)
+        if question.encoding:
+            self.described = replace(self.described, encoding=question.encoding)
 
     def page(self) -> dict[str, Any]:
         """Some rows as they are in the file, and what the format of the set seems to be."""
         asked = self.question
-        names, _ = opening(self.described, self.folder, PLACE)
-        found = page(self.described, self.folder, asked.after, asked.count, asked.query)
-        return {**asdict(found), "entry": entry(self.described.file, names)}
+        try:
+            described = entry(self.described.file, opening(self.described, self.folder, PLACE)[0])
+        except InputError as error:
+            if error.code != "data.no_format":
+                raise
+            described = {"problem": {"code": error.code, "params": error.params}}
+        found = asdict(page(self.described, self.folder, asked.after, asked.count, asked.query))
+        for row in found["rows"]:
+            row["line"] &= IN_FILE
+        return {**found, "several": len(self.files) > 1, "entry": described}
 
     def inspect(self) -> dict[str, Any]:
         """The whole set: format, columns, how many rows, every broken one."""
@@ -73,32 +88,55 @@ class Desk:
 
     def report(self) -> dict[str, Any]:
         """Repeats, leaks, empties, private data; and the complexity card."""
-        from core.data.card import card
+        from core.data.card import Card
         from core.data.report import report
 
-        broken = Broken()
-        rows = list(self._rows(self.described, broken))
-        held = []
+        broken, held, card = Broken(), iter(()), Card()
         if self.question.data.eval:
-            held = list(self._rows(find(self.folder, self.question.data.eval, "data.eval"), Broken()))
-        found = report(((line.row, row) for line, row in rows), ((line.row, row) for line, row in held),
-                       self.advance)  # fmt: skip
-        findings = [asdict(finding) for finding in found["findings"]]
-        return {**found, "findings": findings, "broken": broken.count, "card": card(row for _, row in rows)}
+            held = self._rows(find(self.folder, self.question.data.eval, "data.eval"), Broken())
+
+        def passing() -> Iterator[tuple[int, Row]]:
+            for line, row in self._rows(self.described, broken):
+                card.add(row)
+                yield line.row, row
+
+        found = report(passing(), ((line.row, row) for line, row in held), self.advance)
+        findings = [{**asdict(finding), **self._places(finding.lines)} for finding in found["findings"]]
+        return {**found, "findings": findings, "broken": broken.count, "card": card.told()}
+
+    @cached_property
+    def files(self) -> list[str]:
+        """The names of the files of the set; none where it lies elsewhere."""
+        elsewhere = self.described.url or self.described.hub
+        return [] if elsewhere else [path.name for path in files(self.described, self.folder, PLACE)]
+
+    def _places(self, places: list[int]) -> dict[str, Any]:
+        """Return {"lines": their numbers in their files, "places": to go to, "files": names, if there are several}."""
+        names = [self.files[place >> ROWS] for place in places] if len(self.files) > 1 else []
+        return {"lines": [place & IN_FILE for place in places], "places": places, "files": names}
 
     def render(self) -> dict[str, Any]:
         """Some rows as the model gets them: texts, tokens, masks."""
         from core.data.show import show
 
-        encoder = self._encoder()
-        made = []
-        asked, rows = self.question, self._rows(self.described, Broken(), self.question.after)
-        for line, row in islice(rows, asked.nth - 1, asked.nth - 1 + asked.count):
-            answers = [[asdict(piece) for piece in show(row, encoder, at)] for at in range(len(row.response))]
-            made.append({"line": line.row, "kind": row.kind, "answers": answers})
-        if not made:
-            raise InputError("data.no_row", PLACE, name=self.described.name, line=self.question.after + 1)
-        return {"rows": made, "escaped": encoder.renderer.escaped}
+        encoder, asked = self._encoder(), self.question
+        names, rows = opening(self.described, self.folder, PLACE, asked.after)
+        chosen = list(islice(rows, asked.nth - 1, asked.nth + asked.count))  # one more, to know whether there is any
+        if not chosen:
+            raise InputError("data.no_row", PLACE, name=self.described.name, line=(asked.after & IN_FILE) + asked.nth)
+        made: list[dict[str, Any]] = []
+        for line, raw in chosen[: asked.count]:
+            told: dict[str, Any] = {"line": line.row & IN_FILE, "file": line.file}
+            try:
+                if isinstance(raw, InputError):
+                    raise raw
+                row = names.row(raw, line)
+                answers = [[asdict(piece) for piece in show(row, encoder, at)] for at in range(len(row.response))]
+                made.append({**told, "kind": row.kind, "answers": answers})
+            except InputError as error:
+                made.append({**told, "error": said(error)})
+        ahead = chosen[asked.count - 1][0].row if len(chosen) > asked.count else None
+        return {"rows": made, "next": ahead, "escaped": encoder.renderer.escaped}
 
     def lengths(self) -> dict[str, Any]:
         """How long the rows are in tokens, against the cutoff; and how full packs of them would be."""
@@ -110,13 +148,17 @@ class Desk:
         if not len(lengths_B):
             raise InputError("data.no_target", PLACE, cutoff=cutoff)
         counts, edges = np.histogram(lengths_B, BINS)
-        cut_B = np.minimum(lengths_B, cutoff)
+        cut_B, plain = np.minimum(lengths_B, cutoff), encoder.counts.all_plain
+        if plain:  # these are not cut but make several rows
+            whole_B, rest_B = np.divmod(lengths_B, cutoff)
+            cut_B = np.concatenate([np.full(whole_B.sum(), cutoff), rest_B[rest_B > 1]])
         packs = bins(cut_B, cutoff)
         return {
             "counts": counts.tolist(), "edges": edges.tolist(), "rows": len(lengths_B), "cutoff": cutoff,
-            "cut": int((lengths_B > cutoff).sum()), "tokens": int(cut_B.sum()), "mean": float(lengths_B.mean()),
+            "cut": 0 if plain else int((lengths_B > cutoff).sum()), "tokens": int(cut_B.sum()),
+            "mean": float(lengths_B.mean()),
             "p95": float(np.percentile(lengths_B, 95)), "longest": int(lengths_B.max()), "packs": len(packs),
-            "fill": float(cut_B.sum() / (len(packs) * cutoff)),
+            "fill": float(cut_B.sum() / (len(packs) * cutoff)), "dropped": encoder.counts.dropped,
         }  # fmt: skip
 
     def packs(self) -> dict[str, Any]:
@@ -162,7 +204,7 @@ ASKS: dict[str, Callable[[Desk], dict[str, Any]]] = {
 
 def main() -> None:
     """Answer the question on stdin."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print must not come between
 
     def advance(done: int) -> None:
@@ -173,7 +215,8 @@ def main() -> None:
         answer = {"answer": ASKS[question.ask](Desk(question, advance))}
     except InputError as error:
         answer = {"problem": {**said(error), "place": error.place}}
-    json.dump(answer, answers, ensure_ascii=False)
+    # half characters, which a broken row may have, can't be written
+    answers.write(json.dumps(answer, ensure_ascii=False).encode("utf-8", "replace"))
     answers.close()
 
 

@@ -15,11 +15,15 @@ from core.formats.preference import Preference
 ASKED = ("instruction", "question", "prompt", "query", "problem", "user", "input", "text", "sentence", "article")
 """Names in use for what is asked, the surest first."""
 ANSWERED = (
-    "output", "answer", "response", "completion", "solution", "assistant", "target", "summary", "label", "category",
+    "output", "answer", "response", "completion", "solution", "assistant", "target", "summary", "canonical_solution",
+    "label", "category",
 )  # fmt: skip
+BESIDE = {"query": ("input", "context"), "history": ("history",), "system": ("system", "system_prompt")}
+"""Names of what may stand beside question and answer."""
 PARTS = ("prompt", "completion", "chosen", "rejected")
 """Columns whose messages are a part of a conversation only."""
 PLAIN = ("text", "content", "raw_content")
+LIKED = ("true", "false", "1", "0", "1.0", "0.0")
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "assistant": "assistant",
          "user": "user", "system": "system"}  # fmt: skip
 
@@ -28,11 +32,22 @@ def detect(rows: Sequence[Raw]) -> Format | None:
     """Return the format that first rows of a file have, with the names of its columns; None where none fits."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
     first = {column: next((r[column] for r in rows if r.get(column) is not None), None) for column in columns}
+    others = {column: value for column, value in first.items() if column != "label"}
+    if (_messages(others) or _question(others)) and all(str(row.get("label")).lower() in LIKED for row in rows):
+        first["label"] = True  # as text or number, too: CSV and Parquet files have it so
     return _messages(first) or _comparison(first) or _question(first) or _plain(first) or _named(first)
+
+
+def wrapped(raw: Raw) -> str:
+    """Return the column in which the rows themselves seem to lie, "" for none."""
+    lists = (key for key, value in raw.items() if isinstance(value, list) and value and isinstance(value[0], dict))
+    return next(lists, "")
 
 
 def _messages(first: Raw) -> Format | None:
     """Return the format of rows with a list of messages, and the roles in it."""
+    if all(isinstance(first.get(column), list) and len(first[column]) > 1 for column in ("chosen", "rejected")):
+        return None  # two whole conversations
     for column, value in first.items():
         if not isinstance(value, list) or not value or not isinstance(value[0], dict) or column in PARTS:
             continue
@@ -43,7 +58,7 @@ def _messages(first: Raw) -> Format | None:
             continue
         kind = kinds[0]
         given: dict[str, Any] = {} if column == _default(kind, "messages") else {"messages": column}
-        for message in value:
+        for message in filter(lambda item: isinstance(item, dict), value):
             role = str(message.get(_default(kind, "role_tag")))
             tag = f"{ROLES.get(role, '')}_tag"
             if tag in kind.model_fields and role != _default(kind, tag):
@@ -80,8 +95,12 @@ def _question(first: Raw) -> Format | None:
         given["response"] = answered
     if "kto_tag" not in first and isinstance(first.get("label"), bool) and answered != "label":
         given["kto_tag"] = "label"
-    if "system" not in first and isinstance(first.get("system_prompt"), str):
-        given["system"] = "system_prompt"
+    columns = {column.lower(): column for column in first}
+    for field, names in BESIDE.items():
+        column = next((columns[name] for name in names if name in columns), "")
+        fits = isinstance(first.get(column), list if field == "history" else str)
+        if fits and column not in (asked, answered, _default(Alpaca, field)):
+            given[field] = column
     return Alpaca.model_validate(given)
 
 

@@ -27,6 +27,8 @@ class Encoded:
     learned_N: np.ndarray
     """Whether the loss counts a token; never the first of a row, which nothing foretells."""
     starts_B1: np.ndarray
+    source_B: np.ndarray
+    """The number of the row that each comes from: one row may make several, which belong on one side of a split."""
 
     def __len__(self) -> int:
         return len(self.starts_B1) - 1
@@ -53,7 +55,7 @@ class Encoded:
         starts_B1 = np.concatenate(([0], np.cumsum(lengths_B)))
         # position in the new row + where the old one starts
         where_N = np.arange(starts_B1[-1]) + np.repeat(self.starts_B1[indices] - starts_B1[:-1], lengths_B)
-        return Encoded(self.ids_N[where_N], self.learned_N[where_N], starts_B1)
+        return Encoded(self.ids_N[where_N], self.learned_N[where_N], starts_B1, self.source_B[indices])
 
 
 def joined(parts: Sequence[Encoded]) -> Encoded:
@@ -61,11 +63,15 @@ def joined(parts: Sequence[Encoded]) -> Encoded:
     if len(parts) == 1:
         return parts[0]
     if not parts:
-        return Encoded(np.zeros(0, np.int32), np.zeros(0, bool), np.zeros(1, np.int64))
+        return Encoded(np.zeros(0, np.int32), np.zeros(0, bool), np.zeros(1, np.int64), np.zeros(0, np.int64))
     lengths = np.concatenate([part.lengths_B for part in parts])
     starts_B1 = np.concatenate(([0], np.cumsum(lengths)))
+    before = np.cumsum([0, *(int(part.source_B.max(initial=-1)) + 1 for part in parts)])
     return Encoded(
-        np.concatenate([part.ids_N for part in parts]), np.concatenate([part.learned_N for part in parts]), starts_B1
+        np.concatenate([part.ids_N for part in parts]),
+        np.concatenate([part.learned_N for part in parts]),
+        starts_B1,
+        np.concatenate([part.source_B + number for part, number in zip(parts, before, strict=False)]),
     )
 
 
@@ -110,31 +116,32 @@ class Encoder:
 
     def encode(self, rows: Iterable[Row], advance: Callable[[int], None] = lambda done: None) -> Encoded:
         """Return the rows as tokens; `counts` tells what became of each. `advance` hears how many rows are done."""
-        ids: list[np.ndarray] = []
-        learned: list[np.ndarray] = []
+        made: list[tuple[np.ndarray, np.ndarray, int]] = []
         iterator = iter(rows)
         while chunk := list(islice(iterator, CHUNK)):
-            for ids_T, learned_T in self.chunk(chunk):
-                ids.append(ids_T)
-                learned.append(learned_T)
+            made += self.chunk(chunk)
             advance(self.counts.rows)
-        if not ids:
+        if not made:
             return joined([])
+        ids, learned, source = zip(*made, strict=True)
         starts_B1 = np.concatenate(([0], np.cumsum([len(row) for row in ids], dtype=np.int64)))
-        return Encoded(np.concatenate(ids), np.concatenate(learned), starts_B1)
+        return Encoded(np.concatenate(ids), np.concatenate(learned), starts_B1, np.array(source, np.int64))
 
-    def chunk(self, rows: list[Row]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return (ids, learned) of the pieces of some rows that have anything to learn."""
-        pieces = list(chain.from_iterable(self.renderer.pieces(rows)))
+    def chunk(self, rows: list[Row]) -> list[tuple[np.ndarray, np.ndarray, int]]:
+        """Return (ids, learned, number of the row) of the pieces of some rows that have anything to learn."""
+        rendered = self.renderer.pieces(rows)
+        pieces = list(chain.from_iterable(rendered))
+        source = np.repeat(np.arange(len(rows)), [len(own) for own in rendered]) + self.counts.rows
         self.counts.rows += len(rows)
         self.counts.plain += sum(row.plain for row in rows)
         self.counts.escaped = self.renderer.escaped
-        made: list[tuple[np.ndarray, np.ndarray]] = []
-        for piece, tokens in zip(pieces, self.tokens.encode([piece.text for piece in pieces]), strict=True):
+        made: list[tuple[np.ndarray, np.ndarray, int]] = []
+        encoded = self.tokens.encode([piece.text for piece in pieces])
+        for piece, tokens, row in zip(pieces, encoded, source.tolist(), strict=True):
             for ids_T, learned_T in self.fitted(piece, tokens):
                 learned_T[:1] = False
                 if learned_T.any():
-                    made.append((ids_T, learned_T))
+                    made.append((ids_T, learned_T, row))
                 else:
                     self.counts.dropped += 1
         return made
@@ -142,14 +149,15 @@ class Encoder:
     def fitted(self, piece: Piece, tokens: Tokens) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return a piece with what is learned, no longer than the cutoff: a plain text in several parts, others cut."""
         ids_T, _, _ = tokens
-        learned_T = np.ones(len(ids_T), bool) if self.train_on_prompt else within(tokens, piece.spans)
+        answers_T = within(tokens, piece.spans)
+        learned_T = np.ones(len(ids_T), bool) if self.train_on_prompt else answers_T
         if len(ids_T) <= self.cutoff:
             return [(ids_T, learned_T)]
         if piece.plain:
             cuts = range(0, len(ids_T), self.cutoff)
             return [(ids_T[at : at + self.cutoff], learned_T[at : at + self.cutoff]) for at in cuts]
         self.counts.cut += 1
-        kept_T = kept(learned_T, self.cutoff, self.truncation)
+        kept_T = kept(answers_T, self.cutoff, self.truncation)
         return [(ids_T[kept_T], learned_T[kept_T])]
 
 
@@ -167,20 +175,20 @@ def within(tokens: Tokens, spans: list[Span]) -> np.ndarray:
     return learned_T
 
 
-def kept(learned_T: np.ndarray, cutoff: int, truncation: str) -> np.ndarray:
-    """Return the positions that stay of a row that is too long.
+def kept(answers_T: np.ndarray, cutoff: int, truncation: str) -> np.ndarray:
+    """Return the positions that stay of a row that is too long; answers_T: what of it are answers.
 
     "end" loses its end, "start" its beginning; "prompt" loses the middle of what stands before the last answer, and of
     the answer only what does not fit into three quarters of the cutoff.
     """
-    length = len(learned_T)
+    length = len(answers_T)
     if truncation == "end":
         return np.arange(cutoff)
-    if truncation == "start" or not learned_T.any():
+    if truncation == "start" or not answers_T.any():
         return np.arange(length - cutoff, length)
-    last = int(np.flatnonzero(learned_T)[-1]) + 1
-    unlearned = np.flatnonzero(~learned_T[:last])
-    begin = int(unlearned[-1]) + 1 if len(unlearned) else 0
+    last = int(np.flatnonzero(answers_T)[-1]) + 1
+    asked = np.flatnonzero(~answers_T[:last])
+    begin = int(asked[-1]) + 1 if len(asked) else 0
     room = max(cutoff - (length - begin), min(begin, cutoff // 4))
     head = room // 2
     answer = min(length - begin, cutoff - room)

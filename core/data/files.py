@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
@@ -24,6 +24,7 @@ MAGIC = {
     b"PK\x03\x04": "zip",
     b"PAR1": "Parquet",
     b"ARROW1": "Arrow",
+    b"\xff\xff\xff\xff": "Arrow",  # as a stream
     b"version https://git-lfs": "Git LFS",
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
@@ -98,6 +99,12 @@ class _Unpacked(gzip.GzipFile):
         if self.tell() > max(HARMLESS, RATIO * self.packed.tell()):
             raise InputError("data.bomb", self.place, file=self.path, ratio=RATIO)
         return count
+
+
+def twice(names: Iterable[str]) -> str:
+    """Return the first name that stands a second time; "" if there is none."""
+    seen: set[str] = set()
+    return next((name for name in names if name in seen or seen.add(name)), "")  # type: ignore[func-returns-value]
 
 
 def _refuse_foreign(head: bytes, wanted: str, name: str, place: str) -> None:

@@ -16,7 +16,7 @@ from core.data.describe import Described
 from core.data.rows import LOOKED_AT, opening
 from core.data.sources import items
 from core.errors import InputError
-from core.formats import Format, Raw
+from core.formats import Format
 
 PLACE = "data"
 SECONDS = 1.5
@@ -25,6 +25,8 @@ LISTED = 100_000
 """Broken rows that are listed; all are counted."""
 TELLING = 12
 """Letters that a text must have for its language to be told."""
+COLUMNS = 50
+"""Of a row that are shown."""
 SHOWN = 2000
 """Characters of a cell that are shown at most."""
 
@@ -41,7 +43,7 @@ class Inspection:
     kinds: dict[str, int] = field(default_factory=dict)
     broken: int = 0
     errors: list[dict[str, Any]] = field(default_factory=list)
-    """{"line", "file", "code", "params"} of broken rows."""
+    """{"line", "file", "code", "params", "place"} of broken rows; place: Line.row."""
     language: str = ""
 
 
@@ -65,7 +67,7 @@ def inspect(described: Described, folder: Path, advance: Callable[[int], None] =
         except InputError as error:
             found.broken += 1
             if len(found.errors) < LISTED:
-                found.errors.append(said(error))
+                found.errors.append({**said(error), "place": line.row})
         if (kinds.total() + found.broken) % 4096 == 0:
             advance(kinds.total() + found.broken)
     if not kinds and not found.broken:
@@ -110,9 +112,9 @@ class Page:
     """Some rows of a set as they are in its file."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
-    """{"line", "cells": {column: text}} or {"line", "error"}."""
+    """{"line", "file", "cells": {column: text}} or {"line", "file", "error"}; line: where it stands (Line.row)."""
     next: int | None = None
-    """The line behind which the next page begins; None at the end."""
+    """The place behind which the next page begins; None at the end."""
     searched: int = 0
     """Lines that were looked at."""
 
@@ -120,21 +122,22 @@ class Page:
 def page(described: Described, folder: Path, after: int = 0, count: int = 20, query: str = "") -> Page:
     """Return the first `count` rows behind a line, of those that contain a text if one is given.
 
-    Nothing is read that need not be: a page costs the same in a file of ten rows and of ten million.
+    Lines, and rows of Parquet and Arrow files, are passed over unread; those of a JSON list must be read to be passed.
     """
-    until = time.monotonic() + SECONDS
-    found, wanted, number = Page(), query.casefold(), after
+    until = 0.0
+    found, wanted = Page(), query.casefold()
     for line, raw in items(described, folder, PLACE, after):
+        number, until = line.row, until or time.monotonic() + SECONDS  # how long it takes to get here is not counted
         if len(found.rows) == count or time.monotonic() > until:
-            found.next = number
+            found.next = number - 1
             break
-        number = line.row
         found.searched += 1
         if isinstance(raw, InputError):
             if not wanted:
-                found.rows.append({"line": number, "error": said(raw)})
+                found.rows.append({"line": number, "file": line.file, "error": said(raw)})
         elif not wanted or wanted in json.dumps(raw, ensure_ascii=False, default=str).casefold():
-            found.rows.append({"line": number, "cells": {key: cell(value) for key, value in raw.items()}})
+            cells = {key: cell(raw[key]) for key in islice(raw, COLUMNS)}
+            found.rows.append({"line": number, "file": line.file, "cells": cells})
     return found
 
 
@@ -142,13 +145,3 @@ def cell(value: Any) -> str:
     """Return a value of a row as text."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= SHOWN else text[:SHOWN] + "…"
-
-
-def raw_row(described: Described, folder: Path, line: int) -> Raw:
-    """Return the row at a line as it is in the file."""
-    for where, raw in islice(items(described, folder, PLACE, line - 1), 1):
-        if isinstance(raw, InputError):
-            raise raw
-        if where.row == line:
-            return raw
-    raise InputError("data.no_row", PLACE, name=described.name, line=line)

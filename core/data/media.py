@@ -15,8 +15,12 @@ def check(row: Row, folder: Path, line: Line) -> None:
     root = folder.resolve()
     for kind, paths in row.media.items():
         for path in paths:
-            file = (root / path).resolve()
-            if not file.is_relative_to(root) or not file.is_file():
+            try:
+                file = (root / path).resolve()
+                there = file.is_relative_to(root) and file.is_file()
+            except (OSError, ValueError):  # no name that a file could have
+                file, there = root, False
+            if not there:
                 raise line.error("data.media_missing", path=path[:200], folder=str(folder))
             if kind == "images":
                 _check_image(file, path, line)

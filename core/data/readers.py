@@ -11,7 +11,7 @@ from io import BufferedReader
 from itertools import islice
 from typing import Any
 
-from core.data.files import File, opened
+from core.data.files import File, opened, twice
 from core.errors import InputError
 from core.formats import Line, Raw, type_name
 
@@ -21,6 +21,8 @@ CHUNK = 1 << 20
 """Characters of a list that are read at once."""
 SPACE = re.compile(r"[ \t\r\n]*")
 SHOWN = 80
+MARGIN = 64
+"""Characters at the end of what was read that may be torn: no escape, number or literal is longer than it tells."""
 
 Item = tuple[Line, Raw | InputError]
 """A row and where it stands, or what is wrong with it there."""
@@ -35,6 +37,8 @@ def json_rows(path: File, place: str, encoding: str, after: int = 0) -> Iterator
 
 def _lines(file: BufferedReader, name: str, place: str, encoding: str, after: int) -> Iterator[Item]:
     for line, raw in text_lines(file, name, place, encoding, after):
+        if line.number == 1 and isinstance(raw, str) and raw.strip() == "{":
+            raise line.error("data.spread")
         if isinstance(raw, InputError):
             yield line, raw
         elif raw.strip():
@@ -42,10 +46,10 @@ def _lines(file: BufferedReader, name: str, place: str, encoding: str, after: in
 
 
 def text_lines(
-    file: BufferedReader, name: str, place: str, encoding: str, after: int = 0
+    file: BufferedReader, name: str, place: str, encoding: str, after: int = 0, *, before: int = 0
 ) -> Iterator[tuple[Line, str | InputError]]:
-    """Yield the lines of a file behind line `after`, each decoded."""
-    number = sum(1 for _ in islice(file, after))
+    """Yield the lines of a file behind line `after`, each decoded; `before`: lines that were read already."""
+    number = before + sum(1 for _ in islice(file, after))
     while raw := file.readline(LONGEST_LINE + 1):
         number += 1
         line = Line(place, name, number)
@@ -133,13 +137,24 @@ class _Text:
                 self.position = end
                 return _checked(row, line)
             except json.JSONDecodeError as error:
-                if self._more():
+                # what is wrong far from the end of what was read does not become right by reading on
+                torn = error.msg.startswith("Unterminated") or error.pos > len(self.text) - MARGIN
+                if torn and self._more():
                     continue
                 ahead = self.text.count("\n", self.position, error.pos)
                 at = Line(line.place, line.file, line.number + ahead)
                 raise at.error("data.json", **self.near(error.pos, error.msg)) from None
             except (ValueError, RecursionError) as error:
-                raise line.error("data.json", **self.near(self.position, _why(error))) from None
+                wrong = line.error("data.json", **self.near(self.position, _why(error)))
+                try:
+                    _, self.position = json.JSONDecoder().raw_decode(self.text, self.position)
+                except json.JSONDecodeError:
+                    if self._more():
+                        continue
+                    raise wrong from None
+                except RecursionError:
+                    raise wrong from None
+                return wrong
 
     def near(self, position: int, what: str) -> dict[str, Any]:
         """Return the parameters that show a place in the text."""
@@ -184,12 +199,7 @@ def _why(error: Exception) -> str:
 
 
 def _checked(row: Any, line: Line) -> Raw | InputError:
-    if not isinstance(row, dict):
-        return line.error("data.not_object", found=type_name(row))
-    lists = [key for key, value in row.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
-    if len(row) == 1 and lists and not {"role", "from", "content", "value"} & set(row[lists[0]][0]):
-        return line.error("data.wrapped", column=lists[0])
-    return row
+    return row if isinstance(row, dict) else line.error("data.not_object", found=type_name(row))
 
 
 def _no_constant(name: str) -> Any:
@@ -199,8 +209,7 @@ def _no_constant(name: str) -> Any:
 def _no_key_twice(pairs: list[tuple[str, Any]]) -> Raw:
     row = dict(pairs)
     if len(row) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)} stands twice")
+        raise ValueError(f"the key {twice(key for key, _ in pairs)} stands twice")
     return row
 
 

@@ -24,7 +24,7 @@ MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 SEAM = "\ufdd0"
 """Set between the characters of a control token that somebody typed: no token reaches across it, and tokens.py takes
 it out. A noncharacter of Unicode, which no text may have (formats.UNFIT)."""
-THOUGHT = re.compile(r"\s*<think>.*?</think>\s*", re.DOTALL)
+THOUGHT = "<think>", "</think>"
 THINKING: dict[str, dict[str, bool]] = {
     "auto": {},
     "think": {"enable_thinking": True},
@@ -74,7 +74,10 @@ class Renderer:
                 continue
             chats = [self._prepared(row.messages(answer)) for row in group]
             tools = escaped(tools, self.controls) or None
-            made += self._by_marks(chats, tools) if MARK.search(self.template) else self._by_prefix(chats, tools)
+            found = self._by_marks(chats, tools) if MARK.search(self.template) else self._by_prefix(chats, tools)
+            for own, messages in zip(found, chats, strict=True):
+                _check_tools(own, messages, tools or [])
+            made += found
         return made
 
     def _plain(self, row: Row) -> Piece:
@@ -90,7 +93,7 @@ class Renderer:
             self.escaped += fresh != message
             if fresh["role"] == "assistant" and self.thinking == "answer":
                 fresh.pop("reasoning_content", None)
-                fresh["content"] = THOUGHT.sub("", str(fresh["content"]), count=1)
+                fresh["content"] = _thoughtless(str(fresh["content"]))
             made.append(fresh)
         return made
 
@@ -127,7 +130,7 @@ class Renderer:
             own: list[tuple[str, Span]] = []
             for i, head in zip(learned := self._learned(messages), islice(found, len(learned)), strict=True):
                 whole = text if i + 1 == len(messages) else next(wholes)
-                own.append((whole, (self._begin(head, whole, messages[:i]), len(whole))))
+                own.append((whole, (self._begin(head, whole, messages[: i + 1]), len(whole))))
             together = [self._in(text, whole, span) for whole, span in own]
             if all(together):
                 made.append([Piece(text, [span for span in together if span])])
@@ -135,15 +138,19 @@ class Renderer:
                 made.append([Piece(whole, [span]) for whole, span in own])
         return made
 
-    def _begin(self, head: str, whole: str, before: list[Message]) -> int:
-        """Return where an answer begins; templates may ask with words (<think>) that a given answer lacks."""
+    def _begin(self, head: str, whole: str, messages: list[Message]) -> int:
+        """Return where the last answer begins; templates may ask with words (<think>) that a given answer lacks."""
         if whole.startswith(head):
             return len(head)
         begin = self._shared(head, whole)
+        *before, answer = messages
         asked = str(before[-1]["content"]).strip() if before else ""
         if asked not in whole[:begin]:
-            raise InputError("data.template_prefix", "model.path", turn=len(before) + 1, text=asked[:80])
-        return begin
+            raise InputError("data.template_prefix", "model.path", turn=len(messages), text=asked[:80])
+        # the answer may begin like the words that are left out: "<b>" like "<think>"
+        said = str(answer["content"]).strip()
+        earlier = range(begin, max(begin - len(THOUGHT[0]), 0), -1)
+        return next((at for at in earlier if said and whole.startswith(said, at)), begin)
 
     def _in(self, text: str, whole: str, span: Span) -> Span | None:
         """Return the span of an answer in the text of the whole conversation; None where it is written differently."""
@@ -173,7 +180,11 @@ class Renderer:
         try:
             made: Any = render_jinja_template(chats, tools=tools, **self.options, **options)  # annotated wrongly
         except (TemplateError, TypeError) as error:
-            raise InputError("data.template", "model.path", what=str(error)[:200]) from None
+            if len(chats) > 1:
+                for chat in chats:  # which of them is it?
+                    self._render([chat], tools, **options)
+            text = str(chats[0][-1]["content"])[:80] if chats[0] else ""
+            raise InputError("data.template", "model.path", what=str(error)[:200], text=text) from None
         return made
 
 
@@ -193,6 +204,23 @@ def escaped(value: Any, found: re.Pattern[str]) -> Any:
     if isinstance(value, dict):
         return {key: escaped(item, found) for key, item in value.items()}
     return value
+
+
+def _thoughtless(content: str) -> str:
+    """Return an answer without the thought in it."""
+    before, opened, rest = content.partition(THOUGHT[0])
+    _, closed, after = rest.partition(THOUGHT[1])
+    return before.rstrip() + after.lstrip() if opened and closed else content
+
+
+def _check_tools(pieces: list[Piece], messages: list[Message], tools: list[Any]) -> None:
+    """Raise InputError when the template says nothing of a tool or a call: the model would learn to be silent."""
+    offered = [tool.get("function", tool) for tool in tools]
+    called = [call["function"] for message in messages for call in message.get("tool_calls", [])]
+    for function in [*offered, *called]:
+        name = str(function.get("name", "") if isinstance(function, dict) else "")
+        if not any(name in piece.text for piece in pieces):
+            raise InputError("data.template_tools", "data.template", name=name[:80])
 
 
 def _says(message: Message) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -17,8 +18,12 @@ from core.formats import Row
 
 PERMUTATIONS, BANDS, ALIKE = 128, 16, 0.8
 """Of MinHash: 16 bands of 8 find pairs that share 0.8 of their shingles with a probability of 0.95."""
+COMPARED = 50
+"""Rows in the same bands that one is compared with at most: rows by one pattern would all meet."""
 SHINGLE = 3
 """Words that make one."""
+SIGNED = 200_000
+"""Rows among which near repeats are looked for: each takes about 2 KB."""
 KEPT = 200
 """Lines that are named for each finding; all are counted."""
 CODES = (
@@ -28,7 +33,7 @@ CODES = (
 TOLD_BY = 2000
 """Rows whose language is told."""
 RARE = 0.01
-EMAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}")
+EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}")
 PHONE = re.compile(
     r"(?<![\w.,-])(?:\+\d{1,3}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d{2,4}(?:[ .-]?\d{2,4}){2,3}"
     r"|(?:\(\d{3}\) ?|\d{3}[.-])\d{3}[.-]\d{4})(?![\w-])"
@@ -45,7 +50,7 @@ class Finding:
     count: int = 0
     lines: list[int] = field(default_factory=list)
     others: list[int] = field(default_factory=list)
-    """For repeats: the line of the row that each of `lines` repeats."""
+    """For repeats: the line of the row that each of `lines` repeats; for leaks that of the evaluation set."""
 
     def add(self, line: int, other: int = 0) -> None:
         self.count += 1
@@ -71,15 +76,17 @@ class _Seen:
         """Return (the line of a row that shares most of its shingles, or 0; the signature of this one)."""
         signature = RMinHash(PERMUTATIONS, 0)
         signature.update(shingles(text))
-        for line in self.near.query(signature):
+        for line in self.near.query(signature)[:COMPARED]:
             if self.hashes[line].jaccard(signature) >= ALIKE:
                 return line, signature
         return 0, signature
 
-    def add(self, line: int, text: str, signature: RMinHash) -> None:
+    def add(self, line: int, text: str, signature: RMinHash | None) -> None:
+        """Remember a row; without its signature where one that is alike stands for it."""
         self.exact[_digest(text)] = line
-        self.near.insert(line, signature)
-        self.hashes[line] = signature
+        if signature is not None:
+            self.near.insert(line, signature)
+            self.hashes[line] = signature
 
 
 def report(
@@ -103,22 +110,22 @@ def report(
             languages[language(f"{asked} {answered}") or "?"] += (
                 1  # short texts are often told wrong: rare ones fall away
             )
-        text = f"{asked}\n{answered}"
+        text = _whole(row)
         if other := seen.same(text):
             found["report.duplicate"].add(line, other)
             continue
-        other, signature = seen.alike(text)
+        other, signature = seen.alike(text) if count <= SIGNED else (0, None)
         if other:
             found["report.near_duplicate"].add(line, other)
-        seen.add(line, text, signature)
+        seen.add(line, text, None if other else signature)
         if count % 512 == 0:
             advance(count)
     for line, row in held_out:
-        text = "\n".join(parts(row))
+        text = _whole(row)
         if other := seen.same(text):
-            found["report.leak"].add(line, other)
+            found["report.leak"].add(other, line)
         elif other := seen.alike(text)[0]:
-            found["report.near_leak"].add(line, other)
+            found["report.near_leak"].add(other, line)
     told = languages.total() or 1
     shares = {code: number / told for code, number in languages.most_common(10) if number / told >= RARE}
     return {"rows": count, "findings": [finding for finding in found.values() if finding.count], "languages": shares}
@@ -134,6 +141,14 @@ def _look_at(found: dict[str, Finding], line: int, row: Row, asked: str, answere
     for code, pattern in (("report.control_token", CONTROL), ("report.email", EMAIL), ("report.phone", PHONE)):
         if pattern.search(text):
             found[code].add(line)
+
+
+def _whole(row: Row) -> str:
+    """Return all that makes a row what it is, as a text."""
+    calls = [message["tool_calls"] for message in [*row.prompt, *row.response] if message.get("tool_calls")]
+    more = [part for part in (calls, row.tools, row.media, row.label) if part not in (None, [], {})]
+    texts = [row.system, *(str(message["content"]) for message in [*row.prompt, *row.response])]
+    return "\n".join([*texts, *(json.dumps(part, ensure_ascii=False, default=str) for part in more)])
 
 
 def shingles(text: str) -> list[str]:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from core.data.describe import Described
-from core.data.detect import detect
+from core.data.detect import detect, wrapped
+from core.data.readers import Item
 from core.data.sources import items
 from core.errors import InputError
-from core.formats import Format, Line, Raw, Row
+from core.formats import Format, Line, Raw, Row, columns
 
 ANSWERS = ("answer",)
 """The kinds of rows that supervised fine-tuning and evaluation learn from and ask."""
 LEARNABLE = ("answer", "text")
 REFUSED = {"ranking": "data.ranking", "feedback": "data.feedback", "text": "data.plain"}
-LOOKED_AT = 20
-"""Rows by which the format of a set without a description is told."""
+LOOKED_AT, SEARCHED = 20, 1000
+"""Rows by which the format of a set without a description is told; of the first so many, for some may be broken."""
 KEPT = 1000
 """Broken rows that are remembered; all are counted."""
 
@@ -61,9 +62,7 @@ def numbered(
     described: Described, folder: Path, place: str, broken: Broken | None = None, after: int = 0
 ) -> Iterator[tuple[Line, Row, Raw]]:
     """Yield (where it stands, standard row, row as it is in the file), of rows behind line `after`."""
-    names, rows = opening(described, folder, place)
-    if after:
-        rows = items(described, folder, place, after)
+    names, rows = opening(described, folder, place, after)
     count = seen = 0
     for line, raw in rows:
         seen += 1
@@ -80,28 +79,33 @@ def numbered(
         count += 1
         if count == described.rows:
             return
-    if not seen:
+    if not seen and not after:
         raise InputError("data.empty", place, file=described.name)
 
 
-def opening(described: Described, folder: Path, place: str) -> tuple[Format, Iterator[tuple[Line, Raw | InputError]]]:
-    """Return (the format of a set, all its rows): the description, or else the first rows, tell the format."""
+def opening(described: Described, folder: Path, place: str, after: int = 0) -> tuple[Format, Iterator[Item]]:
+    """Return (the format of a set, its rows behind line `after`): the description or the first rows tell the format."""
     rows = items(described, folder, place)
-    head = list(islice(rows, LOOKED_AT))
-    good = [(line, raw) for line, raw in head if not isinstance(raw, InputError)]
-
-    def all_rows() -> Iterator[tuple[Line, Raw | InputError]]:
-        yield from head
-        yield from rows
-
+    head: list[Item] = []
+    good: list[tuple[Line, Raw]] = []
+    for line, raw in islice(rows, SEARCHED):
+        head.append((line, raw))
+        if not isinstance(raw, InputError):
+            good.append((line, raw))
+        if len(good) == LOOKED_AT:
+            break
     names = described.names
     if names is None:
-        if head and not good:
-            raise head[0][1] if isinstance(head[0][1], InputError) else AssertionError
+        for _, broken in head if not good else ():
+            if isinstance(broken, InputError):
+                raise broken
         if not good:
             raise InputError("data.empty", place, file=described.name)
         names = detect([raw for _, raw in good])
+        line, raw = good[0]
+        if names is None and (column := wrapped(raw)):
+            raise line.error("data.wrapped", column=column)
         if names is None:
-            line, raw = good[0]
-            raise line.error("data.no_format", columns=", ".join(raw))
-    return names.settled(good[0][1]) if good else names, all_rows()
+            raise line.error("data.no_format", columns=columns(raw))
+    behind = items(described, folder, place, after) if after else chain(head, rows)
+    return names.settled(good[0][1]) if good else names, behind

@@ -32,17 +32,17 @@ def show(row: Row, encoder: Encoder, answer: int = 0) -> list[Shown]:
     (pieces,) = encoder.renderer.pieces([row], answer)
     for piece, tokens in zip(pieces, encoder.tokens.encode([piece.text for piece in pieces]), strict=True):
         ids_T, _, end_T = tokens
-        learned_T = np.ones(len(ids_T), bool) if encoder.train_on_prompt else within(tokens, piece.spans)
-        learned_T[:1] = False
-        kept_T = np.ones(len(ids_T), bool)
+        answers_T = within(tokens, piece.spans)
+        learned_T = np.ones(len(ids_T), bool) if encoder.train_on_prompt else answers_T.copy()
+        kept_T = np.arange(len(ids_T))
         if len(ids_T) > encoder.cutoff and not piece.plain:
-            kept_T[:] = False
-            kept_T[kept(learned_T, encoder.cutoff, encoder.truncation)] = True
-        text = piece.text.replace(SEAM, "")
+            kept_T = kept(answers_T, encoder.cutoff, encoder.truncation)
+        learned_T[kept_T[:: encoder.cutoff]] = False  # nothing foretells the first of a row; plain texts make several
         bounds = [0, *np.maximum.accumulate(end_T).tolist()]
-        parts = [text[begin:end] for begin, end in pairwise(bounds)]
+        parts = [piece.text[begin:end].replace(SEAM, "") for begin, end in pairwise(bounds)]
         controls = special(encoder.tokens.tokenizer)
-        made.append(Shown(text, ids_T.tolist(), parts, learned_T.tolist(), kept_T.tolist(),
+        stays_T = np.isin(np.arange(len(ids_T)), kept_T)
+        made.append(Shown(piece.text.replace(SEAM, ""), ids_T.tolist(), parts, learned_T.tolist(), stays_T.tolist(),
                           [token in controls for token in ids_T.tolist()]))  # fmt: skip
     return made
 

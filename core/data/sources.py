@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -11,9 +11,9 @@ from typing import IO, Any
 from core.data.describe import Described, suffix
 from core.data.files import File, files
 from core.data.readers import Item, json_rows, text_rows
-from core.data.tables import arrow_rows, csv_rows, parquet_rows
+from core.data.tables import arrow_rows, csv_rows, parquet_rows, written
 from core.errors import InputError
-from core.formats import Line
+from core.formats import ROWS, Line
 
 READERS: dict[str, Callable[[File, str, str, int], Iterator[Item]]] = {
     ".json": json_rows, ".jsonl": json_rows, ".ndjson": json_rows, ".csv": csv_rows, ".tsv": csv_rows,
@@ -22,7 +22,7 @@ READERS: dict[str, Callable[[File, str, str, int], Iterator[Item]]] = {
 
 
 def items(described: Described, folder: Path, place: str, after: int = 0) -> Iterator[Item]:
-    """Yield the rows of a set and what is wrong with broken ones; of its first file only those behind line `after`.
+    """Yield the rows of a set and what is wrong with broken ones, of those behind the place `after` (Line.row).
 
     Raises InputError where a file, or the rest of it, can't be read at all.
     """
@@ -30,12 +30,14 @@ def items(described: Described, folder: Path, place: str, after: int = 0) -> Ite
         yield from islice(_hub_rows(described, place), after, None)
         return
     sources: list[File] = [Remote(described.url)] if described.url else list(files(described, folder, place))
-    for file in sources:
+    first, behind = after >> ROWS, after & ((1 << ROWS) - 1)
+    for index, file in enumerate(sources[first:], first):
         if suffix(file.name) not in READERS:
             raise InputError("data.suffix", place, file=file.name, known=", ".join(READERS))
         try:
-            yield from READERS[suffix(file.name)](file, place, described.encoding, after)
-            after = 0
+            for line, raw in READERS[suffix(file.name)](file, place, described.encoding, behind):
+                yield (replace(line, source=index) if index else line), raw
+            behind = 0
         except OSError as error:
             raise InputError("data.unreadable", place, file=file.name, what=_first_line(error)) from None
 
@@ -75,7 +77,7 @@ def _hub_rows(described: Described, place: str) -> Iterator[Item]:
             streaming=True,
         )
         for number, row in enumerate(rows, 1):
-            yield Line(place, described.hub, number), dict(row)
+            yield Line(place, described.hub, number), {key: written(value) for key, value in dict(row).items()}
     except (OSError, ValueError, RuntimeError, HfHubHTTPError) as error:
         raise InputError("data.hub", place, name=described.hub, what=_first_line(error)) from None
 

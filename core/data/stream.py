@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 from torch.utils.data import IterableDataset
@@ -23,7 +23,7 @@ Tokens = dict[str, np.ndarray]
 class Stream(IterableDataset):
     """Training rows without an end, the same for the same seed: a resumed run passes over what it has seen.
 
-    Sets take turns, or are drawn from by shares; one that ends begins anew. A buffer is filled, and what comes next is
+    The sets are mixed as the settings say; when all is read, it begins anew. A buffer is filled, and what comes next is
     drawn from it by chance.
     """
 
@@ -51,27 +51,42 @@ class Stream(IterableDataset):
         return self._packs(shuffled, chance) if self.pack else shuffled
 
     def _drawn(self, chance: random.Random) -> Iterator[Tokens]:
-        """Yield rows of the sets in turn, or by their shares."""
-        sources = [self._rows(rows) for rows in self.sets]
-        turn = 0
-        while True:
-            if self.data.shares:
-                (source,) = chance.choices(sources, self.data.shares)
-            else:
-                source, turn = sources[turn % len(sources)], turn + 1
-            yield next(source)
-
-    def _rows(self, rows: Callable[[], Iterator[Row]]) -> Iterator[Tokens]:
-        """Yield the rows of one set, encoded, again and again."""
+        """Yield rows as `mix` says, over and over."""
         found = True
         while found:
             found = False
-            reader = islice(rows(), self.data.max_rows or None)
-            while chunk := list(islice(reader, CHUNK)):
-                for ids_T, learned_T in self.encoder.chunk(chunk):
-                    found = True
-                    yield {"input_ids": ids_T, "labels": np.where(learned_T, ids_T, IGNORED)}
+            for row in self._pass(chance):
+                found = True
+                yield row
         raise InputError("data.no_target", "data.train", cutoff=self.data.cutoff)
+
+    def _pass(self, chance: random.Random) -> Iterator[Tokens]:
+        """Yield the rows of all sets once: one set after the other, or by shares (without any, in turn)."""
+        sources = [self._rows(rows) for rows in self.sets]
+        if self.data.mix == "concat":
+            yield from chain.from_iterable(sources)
+            return
+        alive, ended, turn = list(range(len(sources))), set[int](), 0
+        while alive:
+            shares = [self.data.shares[at] for at in alive] if self.data.shares else None
+            at, turn = chance.choices(alive, shares)[0] if shares else alive[turn % len(alive)], turn + 1
+            if (row := next(sources[at], None)) is not None:
+                yield row
+                continue
+            ended.add(at)
+            if self.data.mix == "interleave_under" or len(ended) == len(sources):
+                return
+            if self.data.mix == "interleave_once":
+                alive.remove(at)
+            else:
+                sources[at] = self._rows(self.sets[at])
+
+    def _rows(self, rows: Callable[[], Iterator[Row]]) -> Iterator[Tokens]:
+        """Yield the rows of one set, encoded."""
+        reader = islice(rows(), self.data.max_rows or None)
+        while chunk := list(islice(reader, CHUNK)):
+            for ids_T, learned_T, _ in self.encoder.chunk(chunk):
+                yield {"input_ids": ids_T, "labels": np.where(learned_T, ids_T, IGNORED)}
 
     def _shuffled(self, rows: Iterator[Tokens], chance: random.Random) -> Iterator[Tokens]:
         buffer = list(islice(rows, self.data.buffer))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+from collections import deque
 from collections.abc import Iterator
+from io import BufferedReader
+from pathlib import Path
 from typing import Any
 
 from core.data.describe import suffix
-from core.data.files import File, opened
+from core.data.files import File, opened, twice
 from core.data.readers import LONGEST_LINE, Item, text_lines
 from core.errors import InputError
 from core.formats import Line
@@ -19,47 +22,78 @@ BATCH = 1024
 def csv_rows(path: File, place: str, encoding: str, after: int = 0) -> Iterator[Item]:
     """Read a table with the names of its columns in the first line; every row must have as many fields."""
     with opened(path, place) as file:
-        sample = file.peek(64 << 10)
-        lines = _Lines(text_lines(file, path.name, place, encoding))
-        delimiter = "\t" if suffix(path.name) == ".tsv" else _delimiter(sample.decode(encoding, errors="replace"))
-        csv.field_size_limit(LONGEST_LINE)
-        rows = csv.reader(lines, delimiter=delimiter, strict=True)
-        columns: list[str] = []
+        sample = file.peek(64 << 10).decode(encoding, errors="replace")
+        delimiter = "\t" if suffix(path.name) == ".tsv" else _delimiter(sample)
+        table = _Table(file, path.name, place, encoding, delimiter)
+        line, columns = table.next()
+        while columns == []:  # blank lines before the header
+            line, columns = table.next()
+        if isinstance(columns, InputError):
+            raise columns
+        if columns is None:
+            return
+        columns = _header(columns, line)
+        table.skip(after)
         while True:
-            line = Line(place, path.name, rows.line_num + 1)
-            try:
-                fields = next(rows, None)
-            except csv.Error as error:
-                raise line.error("data.csv", what=str(error)) from None
+            line, fields = table.next()
             if fields is None:
-                break
-            if not columns:
-                columns = _header(fields, line)
-            elif line.number <= after:
-                continue
-            elif len(fields) != len(columns):
-                if fields:  # a blank line is none
-                    yield line, line.error("data.ragged", given=len(fields), wanted=len(columns))
-            else:
+                return
+            if isinstance(fields, InputError):
+                yield line, fields
+            elif len(fields) == len(columns):
                 yield line, dict(zip(columns, fields, strict=True))
+            elif fields:  # a blank line is none
+                yield line, line.error("data.ragged", given=len(fields), wanted=len(columns))
 
 
-class _Lines:
-    """The lines of a file as csv.reader takes them."""
+class _Table:
+    """The rows of a table; behind one that can't be read, the next line begins a new one."""
 
-    def __init__(self, lines: Iterator[tuple[Line, str | InputError]]) -> None:
-        self.lines = lines
+    def __init__(self, file: BufferedReader, name: str, place: str, encoding: str, delimiter: str) -> None:
+        self.file, self.name, self.place, self.encoding, self.delimiter = file, name, place, encoding, delimiter
+        self.number = 0
+        """Lines that were given to the reader."""
+        self.own: list[tuple[Line, str | InputError]] = []
+        """Lines of the row that is being read."""
+        self.again: deque[tuple[Line, str | InputError]] = deque()
+        """Lines to be read once more: an open quote had taken them for a part of its row."""
+        csv.field_size_limit(LONGEST_LINE)
+        self.skip(0)
 
-    def __iter__(self) -> Iterator[str]:
-        return self
+    def skip(self, after: int) -> None:
+        """Pass over the lines up to this one, which must be the last of a row."""
+        passed = max(after - self.number, 0)
+        self.source = text_lines(self.file, self.name, self.place, self.encoding, passed, before=self.number)
+        self.number += passed
+        self._begin()
 
-    def __next__(self) -> str:
-        line, text = next(self.lines)
-        if isinstance(text, InputError):
-            raise text
-        if "\0" in text:
-            raise line.error("data.character", column="")
-        return text
+    def next(self) -> tuple[Line, list[str] | InputError | None]:
+        """Return where the next row begins, and its fields; None at the end."""
+        line, self.own = Line(self.place, self.name, self.number + 1), []
+        try:
+            return line, next(self.rows, None)
+        except csv.Error as error:
+            wrong = line.error("data.csv", what=str(error))
+        except InputError as error:  # of a line that is broken itself
+            wrong = error if len(self.own) == 1 else line.error("data.csv", what="a quote is not closed")
+        self.again.extendleft(reversed(self.own[1:]))
+        self.number = line.number
+        self._begin()
+        return line, wrong
+
+    def _begin(self) -> None:
+        self.rows = csv.reader(self._lines(), delimiter=self.delimiter, strict=True)
+
+    def _lines(self) -> Iterator[str]:
+        while read := self.again.popleft() if self.again else next(self.source, None):
+            line, text = read
+            self.own.append(read)
+            self.number = line.number
+            if isinstance(text, InputError):
+                raise text
+            if "\0" in text:
+                raise line.error("data.character", column="")
+            yield text
 
 
 def _delimiter(sample: str) -> str:
@@ -71,8 +105,7 @@ def _delimiter(sample: str) -> str:
 def _header(fields: list[str], line: Line) -> list[str]:
     """Return the names of the columns; one without a name, as index columns are, gets its number."""
     names = [name.strip() or f"column_{index}" for index, name in enumerate(fields)]
-    double = next((name for name in names if names.count(name) > 1), None)
-    if double:
+    if double := twice(names):
         raise line.error("data.column_twice", column=double)
     return names
 
@@ -84,7 +117,12 @@ def parquet_rows(path: File, place: str, encoding: str, after: int = 0) -> Itera
 
     with opened(path, place, magic="Parquet") as file:
         try:
-            yield from _batches(parquet.ParquetFile(file).iter_batches(BATCH), path.name, place, after)
+            table = parquet.ParquetFile(file)
+            passed, groups = 0, list(range(table.num_row_groups))
+            while groups and passed + table.metadata.row_group(groups[0]).num_rows <= after:
+                passed += table.metadata.row_group(groups.pop(0)).num_rows
+            batches = table.iter_batches(BATCH, row_groups=groups) if groups else []
+            yield from _batches(batches, path.name, place, after, passed)
         except (pa.ArrowException, OSError) as error:
             raise InputError("data.columnar", place, file=path.name, what=str(error).splitlines()[0][:200]) from None
 
@@ -93,20 +131,23 @@ def arrow_rows(path: File, place: str, encoding: str, after: int = 0) -> Iterato
     """Read an Arrow file, or a stream of batches as `datasets` writes them."""
     import pyarrow as pa
 
-    with path.open("rb") as file:
+    with opened(path, place, magic="Arrow") as file:
         try:
-            if file.read(6) == b"ARROW1":
-                whole = pa.ipc.open_file(pa.memory_map(str(path)))
+            plain = isinstance(path, Path) and suffix(path.name) == path.suffix.lower()
+            source = pa.memory_map(str(path)) if plain else pa.BufferReader(file.read())
+            if source.read(6) == b"ARROW1":
+                whole = pa.ipc.open_file(source)
                 batches = (whole.get_batch(index) for index in range(whole.num_record_batches))
             else:
-                batches = iter(pa.ipc.open_stream(pa.memory_map(str(path))))
+                source.seek(0)
+                batches = iter(pa.ipc.open_stream(source))
             yield from _batches(batches, path.name, place, after)
         except (pa.ArrowException, OSError) as error:
             raise InputError("data.columnar", place, file=path.name, what=str(error).splitlines()[0][:200]) from None
 
 
-def _batches(batches: Any, name: str, place: str, after: int) -> Iterator[Item]:
-    number = 0
+def _batches(batches: Any, name: str, place: str, after: int, number: int = 0) -> Iterator[Item]:
+    """Yield the rows behind row `after`; `number`: rows before the first batch."""
     for batch in batches:
         if number + batch.num_rows <= after:
             number += batch.num_rows
@@ -114,4 +155,11 @@ def _batches(batches: Any, name: str, place: str, after: int) -> Iterator[Item]:
         for row in batch.to_pylist():
             number += 1
             if number > after:
-                yield Line(place, name, number), row
+                yield Line(place, name, number), {key: written(value) for key, value in row.items()}
+
+
+def written(value: Any) -> Any:
+    """Return a value without the nulls of fields that only other rows have: a table gives all the same fields."""
+    if isinstance(value, dict):
+        return {key: written(item) for key, item in value.items() if item is not None}
+    return [written(item) for item in value] if isinstance(value, list) else value

@@ -12,18 +12,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice, pairwise, permutations, product
 from typing import Any
 
 import numpy as np
 import tiktoken
+from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from core.data.render import SEAM
+from core.data.render import SEAM, controls
 from core.errors import InputError
 
 GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -52,17 +54,14 @@ class Tokenizer:
         return _prepare(self.tokenizer)
 
     def encode(self, texts: Sequence[str]) -> list[Tokens]:
-        """Return the tokens of each text; a SEAM in it is a border of tokens and is taken out."""
-        seams = [index for index, text in enumerate(texts) if SEAM in text]
-        if seams:
-            whole = self.encode([part for index in seams for part in texts[index].split(SEAM)])
-            rest = iter(self.encode([text for text in texts if SEAM not in text]))
-            parts = iter(whole)
+        """Return the tokens of each text; a SEAM in it is a border of tokens and belongs to none of them."""
+        if any(SEAM in text for text in texts):
+            parts = [text.split(SEAM) for text in texts]
+            first = self.encode([own[0] for own in parts])
+            rest = iter(self._inside([part for own in parts for part in own[1:]]))
             return [
-                _joined([next(parts) for _ in range(text.count(SEAM) + 1)], text.split(SEAM)) if SEAM in text
-                else next(rest)
-                for text in texts
-            ]  # fmt: skip
+                _joined([tokens, *islice(rest, len(own) - 1)], own) for tokens, own in zip(first, parts, strict=True)
+            ]
         self.done += len(texts)
         if self.done <= WORTHWHILE or self.fast is None:
             return self._slow(texts)
@@ -70,6 +69,36 @@ class Tokenizer:
         doubtful = [index for index, tokens in enumerate(made) if tokens is None]
         again = iter(self._slow([texts[index] for index in doubtful]) if doubtful else [])
         return [next(again) if tokens is None else tokens for tokens in made]
+
+    def _inside(self, texts: Sequence[str]) -> list[Tokens]:
+        """Return the tokens of texts that go on in the middle of a word: no blank is set before them."""
+        if self.bare is None:
+            return self.encode(texts)
+        # what is behind a control token begins anew
+        heads = [self.controls.split(text, maxsplit=1)[0] for text in texts]
+        tails = [text[len(head) :] for text, head in zip(texts, heads, strict=True)]
+        made = []
+        for head, tail, behind in zip(heads, tails, self.encode(tails), strict=True):
+            found = self.bare.encode(head, add_special_tokens=False)
+            begin_end = np.array(found.offsets, np.int32).reshape(-1, 2)
+            own = np.array(found.ids, np.int32), begin_end[:, 0], begin_end[:, 1]
+            made.append(_joined([own, behind], [head, tail], 0))
+        return made
+
+    @cached_property
+    def bare(self) -> Backend | None:
+        """The tokenizer without the blank that it sets before a text; None where it sets none."""
+        backend: Any = self.tokenizer
+        spec = json.loads(backend.backend_tokenizer.to_str())
+        if not any(_sets_blank(step) for step in _steps(spec)):
+            return None
+        for key in ("normalizer", "pre_tokenizer"):
+            spec[key] = _without_blank(spec[key])
+        return Backend.from_str(json.dumps(spec))
+
+    @cached_property
+    def controls(self) -> re.Pattern[str]:
+        return controls(self.tokenizer)
 
     def _slow(self, texts: Sequence[str]) -> list[Tokens]:
         if not texts:
@@ -88,9 +117,37 @@ class Tokenizer:
         return made
 
 
-def _joined(parts: list[Tokens], texts: list[str]) -> Tokens:
-    """Put the tokens of the parts of a text together."""
-    starts = np.cumsum([0, *map(len, texts)][:-1])
+def _steps(spec: Any) -> Iterator[dict[str, Any]]:
+    """Yield the steps before the model, those in sequences, too."""
+    for step in (spec.get("normalizer"), spec.get("pre_tokenizer")):
+        if step and step["type"] == "Sequence":
+            yield from step.get("normalizers") or step.get("pretokenizers")
+        elif step:
+            yield step
+
+
+def _sets_blank(step: dict[str, Any]) -> bool:
+    prepends = step["type"] == "Prepend" or step.get("prepend_scheme", "never") != "never"
+    return prepends or bool(step.get("add_prefix_space"))
+
+
+def _without_blank(step: Any) -> Any:
+    """Return a step that sets no blank before a text."""
+    if not step:
+        return step
+    if step["type"] == "Sequence":
+        key = "normalizers" if "normalizers" in step else "pretokenizers"
+        kept = [_without_blank(inner) for inner in step[key]]
+        return {**step, key: [inner for inner in kept if inner]}
+    if step["type"] == "Prepend":
+        return None
+    changed = {"prepend_scheme": "never", "add_prefix_space": False}
+    return {**step, **{key: value for key, value in changed.items() if key in step}}
+
+
+def _joined(parts: list[Tokens], texts: list[str], between: int = len(SEAM)) -> Tokens:
+    """Put the tokens of the parts of a text together; so many characters lie between them."""
+    starts = np.cumsum([0, *(len(text) + between for text in texts)][:-1])
     shifted = [(ids, begin + at, end + at) for (ids, begin, end), at in zip(parts, starts, strict=True)]
     ids, begin, end = (np.concatenate(column) for column in zip(*shifted, strict=True))
     return ids, begin, end
@@ -109,7 +166,7 @@ class _Fast:
 
     def encode(self, texts: Sequence[str]) -> list[Tokens | None]:
         """Return the tokens of each text; None where they are not proven."""
-        ranks = [self.encoding.encode_to_numpy(text, allowed_special="all") for text in texts]
+        ranks = [self._ranks(text) for text in texts]
         bounds = np.cumsum([0, *map(len, ranks)])
         ranks_N = np.concatenate(ranks) if ranks else np.zeros(0, np.int64)
         ids_N, doubtful_N = self.ids_V[ranks_N], self.doubtful_V[ranks_N]
@@ -117,7 +174,7 @@ class _Fast:
         begin_N = end_N - self.lengths_V[ranks_N]
         made: list[Tokens | None] = []
         for text, first, last in zip(texts, bounds.tolist(), bounds[1:].tolist(), strict=False):
-            if doubtful_N[first:last].any():
+            if doubtful_N[first:last].any() or (text and first == last):
                 made.append(None)
                 continue
             begin, end = begin_N[first:last], end_N[first:last]
@@ -130,6 +187,13 @@ class _Fast:
             made.append((ids_N[first:last], begin, end))
         return made
 
+    def _ranks(self, text: str) -> np.ndarray:
+        """Return the ranks of a text; none where its pattern gives up, as it does on a million blanks."""
+        try:
+            return self.encoding.encode_to_numpy(text, allowed_special="all")
+        except ValueError:
+            return np.zeros(0, np.uint32)
+
 
 def _prepare(tokenizer: Any) -> _Fast | None:
     """Return tiktoken for a byte-level BPE without a normalizer; None for any other tokenizer."""
@@ -137,7 +201,7 @@ def _prepare(tokenizer: Any) -> _Fast | None:
     spec = json.loads(backend.to_str())
     model, pattern = spec["model"], _pattern(spec.get("pre_tokenizer"))
     odd = any(token["lstrip"] or token["rstrip"] or token["single_word"] for token in spec["added_tokens"])
-    if model["type"] != "BPE" or spec.get("normalizer") or pattern is None or odd:
+    if model["type"] != "BPE" or spec.get("normalizer") or pattern is None or odd or _overlap(spec["added_tokens"]):
         return None
     if any(model.get(key) for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")):
         return None
@@ -161,6 +225,19 @@ def _prepare(tokenizer: Any) -> _Fast | None:
         np.array(lengths, np.int32),
         np.concatenate([doubtful, np.zeros(len(added), bool)]),
     )
+
+
+def _overlap(added: Sequence[dict[str, Any]]) -> bool:
+    """Return whether it could matter which of two added tokens is looked for first: tiktoken has an order of its own.
+
+    Of two that begin at one place, `tokenizers` takes the longer; and those that are not normalized before others.
+    """
+    contents = sorted(token["content"] for token in added)
+    if any(after.startswith(before) for before, after in pairwise(contents)):
+        return True
+    first, then = ([t["content"] for t in added if t["normalized"] is normalized] for normalized in (False, True))
+    return any(one in other or any(one.endswith(other[:n]) for n in range(1, len(other)))
+               for pair in product(first, then) for one, other in permutations(pair))  # fmt: skip
 
 
 def _doubtful(ranks: dict[str, int], merges: list[tuple[Any, ...]], bpe: BPE) -> np.ndarray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import Any
 
 from core.errors import InputError
@@ -24,6 +25,12 @@ MEDIA = {"images": "<image>", "videos": "<video>", "audios": "<audio>"}
 """Columns of files that belong to a row, and the marker that says where in its texts each is meant."""
 UNFIT = re.compile("[\0\ud800-\udfff\ufdd0]")
 """Characters that no tokenizer takes: NUL, halves of surrogate pairs; U+FDD0, no character, is ours (encode.SEAM)."""
+ROWS = 40
+"""Bits that a place in a set has for the number in a file; the number of the file stands above them."""
+NAMED = 20
+"""Columns that a message names at most."""
+DEEPEST = 64
+"""Levels of objects in objects: of a tool's schema, or of the arguments of a call."""
 JSON_TYPES = {type(None): "null", bool: "boolean", int: "number", float: "number", str: "string"}
 JSON_TYPES |= {list: "array", dict: "object"}
 
@@ -75,11 +82,13 @@ class Line:
     number: int
     item: int = 0
     """Number of the row in a list; 0 where a row is a line."""
+    source: int = 0
+    """Number of the file in a folder of them, from 0."""
 
     @property
     def row(self) -> int:
-        """What a reader can go on behind: the number of the line, or of the row in a list."""
-        return self.item or self.number
+        """What a reader can go on behind: the number of the line, or of the row in a list; and of its file."""
+        return (self.source << ROWS) + (self.item or self.number)
 
     def error(self, code: str, **params: Any) -> InputError:
         return InputError(code, self.place, file=self.file, line=self.number, **params)
@@ -111,10 +120,10 @@ class Format(Spec):
     def built(self, raw: Raw, line: Line, prompt: list[Message], response: list[Message], system: str = "") -> Row:
         """Put a row together: what all formats have in common is read and checked here."""
         system = system or text(raw, self.system, line, optional=True)
-        media = {kind: _paths(raw, getattr(self, kind), line) for kind in MEDIA if raw.get(getattr(self, kind))}
+        told = [kind for kind in MEDIA if raw.get(getattr(self, kind)) is not None]
+        media = {kind: paths for kind in told if (paths := _paths(raw, getattr(self, kind), line))}
         row = Row(prompt, response, system, _tools(raw, self.tools, line), media, label(raw, self.kto_tag, line))
-        if media:
-            _check_markers(row, line)
+        _check_markers(row, told, line)
         return row
 
     def pair(self, raw: Raw, line: Line) -> list[Message]:
@@ -134,6 +143,11 @@ def apart(both: list[Message], line: Line) -> list[Message]:
     return both
 
 
+def columns(raw: Raw) -> str:
+    """Return the names of the first columns of a row, for a message."""
+    return ", ".join(name[:40] for name in islice(raw, NAMED))
+
+
 def text(raw: Raw, column: str, line: Line, *, optional: bool = False) -> str:
     """Return the text in a column; "" for an optional one that is absent or null."""
     value = raw.get(column)
@@ -141,7 +155,7 @@ def text(raw: Raw, column: str, line: Line, *, optional: bool = False) -> str:
         return ""
     if not isinstance(value, str):
         if column not in raw:
-            raise line.error("data.no_column", column=column, columns=", ".join(raw))
+            raise line.error("data.no_column", column=column, columns=columns(raw))
         raise line.error("data.not_text", column=column, found=type_name(value))
     if UNFIT.search(value):
         raise line.error("data.character", column=column)
@@ -151,7 +165,7 @@ def text(raw: Raw, column: str, line: Line, *, optional: bool = False) -> str:
 def items(raw: Raw, column: str, line: Line) -> list[Any]:
     """Return the list in a column; there must be something in it."""
     if column not in raw:
-        raise line.error("data.no_column", column=column, columns=", ".join(raw))
+        raise line.error("data.no_column", column=column, columns=columns(raw))
     value = raw[column]
     if not isinstance(value, list) or not value:
         raise line.error("data.not_list", column=column, found="[]" if value == [] else type_name(value))
@@ -166,8 +180,8 @@ def label(raw: Raw, column: str, line: Line) -> bool | None:
     if column not in raw:
         return None
     value = raw[column]
-    known = {"true": True, "1": True, "false": False, "0": False}
-    if isinstance(value, bool | int | str) and str(value).strip().lower() in known:
+    known = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+    if isinstance(value, bool | int | float | str) and str(value).strip().lower() in known:
         return known[str(value).strip().lower()]
     raise line.error("data.label", column=column, found=json.dumps(value, default=str)[:40])
 
@@ -184,20 +198,39 @@ def _paths(raw: Raw, column: str, line: Line) -> list[str]:
 def _tools(raw: Raw, column: str, line: Line) -> list[dict[str, Any]]:
     """Return the tools in a column: a list of schemas, or the JSON text of one, as LLaMA-Factory writes it."""
     value = raw.get(column) or []
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise line.error("data.tools_json", column=column, what=str(error)) from None
+    value = inner(value, column, line)
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
         raise line.error("data.tools_json", column=column, what=f"{type_name(value)} ≠ [object, …]")
     return value
 
 
-def _check_markers(row: Row, line: Line) -> None:
-    """Raise InputError where the texts mention more or fewer images, videos or sounds than the row has."""
-    said = " ".join(str(message["content"]) for message in row.messages())
-    for kind, marker in MEDIA.items():
+def inner(value: Any, column: str, line: Line) -> Any:
+    """Return a value of tools or calls, which may be the JSON text of it; no text in it may have unfit characters."""
+    try:
+        found = json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError) as error:
+        what = "nested too deep" if isinstance(error, RecursionError) else str(error)
+        raise line.error("data.tools_json", column=column, what=what) from None
+    _check_fit(found, column, line)
+    return found
+
+
+def _check_fit(value: Any, column: str, line: Line, depth: int = 0) -> None:
+    if depth > DEEPEST:
+        raise line.error("data.tools_json", column=column, what="nested too deep")
+    if isinstance(value, str) and UNFIT.search(value):
+        raise line.error("data.character", column=column)
+    if isinstance(value, dict | list):
+        parts = chain(value.keys(), value.values()) if isinstance(value, dict) else value
+        for part in parts:
+            _check_fit(part, column, line, depth + 1)
+
+
+def _check_markers(row: Row, kinds: list[str], line: Line) -> None:
+    """Raise InputError where the texts mention more or fewer media of these kinds than the row has."""
+    said = " ".join(str(message["content"]) for message in row.messages()) if kinds else ""
+    for kind in kinds:
+        marker = MEDIA[kind]
         wanted, given = said.count(marker), len(row.media.get(kind, []))
         if wanted != given:
             raise line.error("data.media_count", column=kind, given=given, marker=marker, wanted=wanted)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, Literal
 
-from core.formats import Format, Line, Message, Raw, Row, items, text, type_name
+from core.formats import Format, Line, Message, Raw, Row, inner, items, text, type_name
 
 NEXT = {
     "": ("user",),
@@ -87,6 +86,8 @@ class OpenAI(Format):
         message: Message = {"role": roles[given], "content": self._content(item, line)}
         if roles[given] == "assistant":
             message |= _extras(item, line)
+        if roles[given] == "tool":
+            message |= {key: text(item, key, line) for key in ("tool_call_id", "name") if item.get(key) is not None}
         return message
 
     def _content(self, item: dict[str, Any], line: Line) -> str:
@@ -140,10 +141,7 @@ def _extras(item: dict[str, Any], line: Line) -> Message:
 
 def _calls_in(said: str, line: Line) -> list[dict[str, Any]]:
     """Return the tool calls in a ShareGPT function_call: the JSON text of one call or a list of them."""
-    try:
-        given = json.loads(said)
-    except ValueError as error:
-        raise line.error("data.tools_json", column="function_call", what=str(error)) from None
+    given = inner(said, "function_call", line)
     return _calls(given if isinstance(given, list) else [given], line)
 
 
@@ -156,12 +154,7 @@ def _calls(given: Any, line: Line) -> list[dict[str, Any]]:
         function = call.get("function", call)
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise line.error("data.tools_json", column="tool_calls", what="name")
-        arguments = function.get("arguments", {})
-        if isinstance(arguments, str):
-            try:
-                arguments = json.loads(arguments or "{}")
-            except ValueError as error:
-                raise line.error("data.tools_json", column="arguments", what=str(error)) from None
+        arguments = inner(function.get("arguments") or {}, "arguments", line)
         identity = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
         function = {"name": function["name"], "arguments": arguments}
         found.append({**identity, "type": "function", "function": function})

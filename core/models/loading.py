@@ -79,6 +79,10 @@ def load_tokenizer(
         tokenizer.pad_token = tokenizer.eos_token
     if template != "auto":
         tokenizer.chat_template = templates.read(template)
+        if end := templates.ENDS.get(template):
+            if end not in tokenizer.get_vocab():
+                raise InputError("model.template_token", "data.template", template=template, token=end)
+            tokenizer.eos_token = end  # so that what is trained knows where to stop when it answers
     elif tokenizer.chat_template is None:
         tokenizer.chat_template = templates.read("chatml")
         if events:

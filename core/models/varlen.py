@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AttentionInterface, PreTrainedModel
 
-NAME = "varlen"
+NAME, TRIAL = "varlen", "varlen_trial"
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """How far a logit may be from that of the row alone, as a share of the largest."""
 
@@ -31,6 +31,8 @@ def attention(
 
     Without bounds each row of a batch is one. Registered as the attention implementation `varlen`.
     """
+    if query.shape[2] != key.shape[2]:
+        raise ValueError("varlen attention computes whole rows: turn the cache off")
     if cu_seq_lens_q is None:
         return _one(query, key, value, scaling, dropout, sliding_window).transpose(1, 2).contiguous(), None
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and not dropout:
@@ -80,38 +82,54 @@ AttentionInterface.register(NAME, attention)
 def isolate(model: PreTrainedModel) -> bool:
     """Let the model compute rows end to end, if it can be shown to keep them apart; return whether it does.
 
-    Shown by trying: two short rows in one line must get the logits that each gets alone. Models with a state between
-    tokens, or with attention of their own, fail it and stay as they were.
+    Shown by trying: two short rows in one line must get the logits that each gets alone by the attention that the model
+    had before. Models with a state between tokens, or with attention of their own, fail it and stay as they were.
     """
     before = model.config._attn_implementation
     was_training = model.training
-    if before == "sdpa":
-        try:
-            model.set_attn_implementation(NAME)
-        except ValueError:
-            return False
     model.eval()
     try:
-        apart = before in ("sdpa", NAME, "flash_attention_2") and _apart(model)
+        apart = before in ("sdpa", NAME, "flash_attention_2") and _apart(model, before)
     except (TypeError, ValueError, RuntimeError):  # an architecture that knows none of these arguments
         apart = False
     model.train(was_training)
-    if not apart and before == "sdpa":
-        model.set_attn_implementation(before)
+    if before == "sdpa":
+        model.set_attn_implementation(NAME if apart else before)
     return apart
 
 
+def _windows_told(model: PreTrainedModel, windows: list[int | None]) -> bool:
+    """Return whether every layer that looks back only so far said so: rows as short as those tried don't show it."""
+    config = model.config.get_text_config().to_dict()
+    window, types = config.get("sliding_window"), config.get("layer_types") or []
+    if config.get("attention_chunk_size") or "chunked_attention" in types:
+        return False
+    sliding = types.count("sliding_attention") if types else len(windows) * (window is not None)
+    return sum(told is not None for told in windows) == sliding
+
+
 @torch.inference_mode()
-def _apart(model: PreTrainedModel) -> bool:
+def _apart(model: PreTrainedModel, before: str) -> bool:
     """Return whether two rows in one line get the logits of each row alone."""
+    windows: list[int | None] = []
+
+    def watched(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
+        windows.append(kwargs.get("sliding_window"))
+        return attention(*args, **kwargs)
+
     rows = [torch.arange(3, 8, device=model.device)[None], torch.arange(4, 11, device=model.device)[None]]
     lengths = [row.shape[1] for row in rows]
     bounds = torch.tensor([0, lengths[0], sum(lengths)], dtype=torch.int32, device=model.device)
     positions = torch.cat([torch.arange(length, device=model.device) for length in lengths])[None]
+    alone = torch.cat([model(row, use_cache=False).logits[0] for row in rows])
+    if before == "sdpa":
+        AttentionInterface.register(TRIAL, watched)
+        model.set_attn_implementation(TRIAL)
     together = model(
         torch.cat(rows, 1), position_ids=positions, use_cache=False, cu_seq_lens_q=bounds, cu_seq_lens_k=bounds,
         max_length_q=max(lengths), max_length_k=max(lengths),
     ).logits[0]  # fmt: skip
-    alone = torch.cat([model(row, use_cache=False).logits[0] for row in rows])
+    if before == "sdpa" and not _windows_told(model, windows):
+        return False
     limit = TOLERANCE[together.dtype] * float(alone.abs().max())
     return bool((together - alone).abs().max() <= limit)

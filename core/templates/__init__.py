@@ -7,6 +7,8 @@ from pathlib import Path
 from core.errors import InputError
 
 FOLDER = Path(__file__).parent
+ENDS = {"gemma": "<end_of_turn>", "llama3": "<|eot_id|>"}
+"""The token that ends an answer in a template that writes it by name; the others write the model's own."""
 
 
 def names() -> list[str]:

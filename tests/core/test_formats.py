@@ -38,6 +38,7 @@ PAIRS: dict[str, tuple[Format, dict[str, Any]]] = {
                                           "chosen": {"from": "gpt", "value": "Yes"},
                                           "rejected": {"from": "gpt", "value": "No"}}),
     "openai": (OpenAI(ranking=True), {"messages": [USER], "chosen": GOOD, "rejected": BAD}),
+    "prompt and what follows": (Preference(), {"prompt": [USER], "chosen": [GOOD], "rejected": [USER, BAD]}),
 }  # fmt: skip
 
 
@@ -192,3 +193,66 @@ def test_formats_are_told_from_columns(name: str) -> None:
 
 def test_unknown_columns_are_no_format() -> None:
     assert detect([{"foo": "a", "bar": "b"}]) is None and detect([{"question": 3, "answer": 4}]) is None
+
+
+def test_a_comparison_of_two_turns_keeps_the_first() -> None:
+    turns = [says("A1"), talk("Q2")[0]]
+    raw = {"prompt": "Hi", "chosen": [USER, *turns, GOOD], "rejected": [USER, *turns, BAD]}
+    assert Preference().row(raw, LINE) == Row([USER, *turns], [GOOD, BAD])
+    assert Preference().row({**raw, "chosen": [*turns, GOOD], "rejected": [*turns, BAD]}, LINE).prompt == [USER, *turns]
+    for other in ({"rejected": [USER, says("B1"), turns[1], BAD]},
+                  {"rejected": [{"role": "system", "content": "s"}, USER, *turns, BAD]}):  # fmt: skip
+        with pytest.raises(InputError) as caught:
+            Preference().row(raw | other, LINE)
+        assert caught.value.code == "data.prompts_differ"
+
+
+def test_a_tool_message_keeps_whose_answer_it_is() -> None:
+    call = {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"id": "c1", "function": {"name": "f", "arguments": {}}}],
+    }
+    answer = {"role": "tool", "tool_call_id": "c1", "name": "f", "content": "4"}
+    row = OpenAI().row({"messages": [USER, call, answer, GOOD]}, LINE)
+    assert row.prompt[2] == answer
+
+
+DEEP: dict[str, Any] = {}
+for _ in range(200):
+    DEEP = {"a": DEEP}
+HIDDEN = {
+    "tools text": ({"tools": "[" * 200_000}, "data.tools_json"),
+    "tools depth": ({"tools": [{"name": "f", "parameters": DEEP}]}, "data.tools_json"),
+    "tools surrogate": ({"tools": [{"name": "f", "description": "\ud800"}]}, "data.character"),
+    "tools key": ({"tools": [{"name": "f", "\0": 1}]}, "data.character"),
+    "marker": ({"messages": [{"role": "user", "content": "<image> what"}, GOOD], "images": []}, "data.media_count"),
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_what_is_wrong_deep_inside_is_named(name: str) -> None:
+    raw, code = HIDDEN[name]
+    with pytest.raises(InputError) as caught:
+        OpenAI().row({"messages": [USER, GOOD], **raw}, LINE)
+    assert caught.value.code == code
+
+
+FOUND: dict[str, tuple[list[dict[str, Any]], Format]] = {
+    "capitals": ([{"Instruction": "a", "Input": "b", "Output": "c"}],
+                 Alpaca(prompt="Instruction", query="Input", response="Output")),
+    "context": ([{"instruction": "a", "context": "b", "response": "c"}], Alpaca(query="context", response="response")),
+    "praise as numbers": ([{"messages": [USER, GOOD], "label": n} for n in (1, 0)], OpenAI(kto_tag="label")),
+    "praise as texts": ([{"question": "a", "answer": "b", "label": n} for n in ("true", "false")],
+                        Alpaca(prompt="question", response="answer", kto_tag="label")),
+    "a class": ([{"text": "a", "label": n} for n in ("1", "0")], Alpaca(prompt="text", response="label")),
+    "binarized": ([{"prompt": "Hi", "messages": [USER, GOOD], "chosen": [USER, GOOD], "rejected": [USER, BAD]}],
+                  Preference()),
+    "no message": ([{"messages": [USER, "b"]}], OpenAI()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_formats_are_told_from_what_people_call_things(name: str) -> None:
+    rows, names = FOUND[name]
+    assert detect(rows) == names

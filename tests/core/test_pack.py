@@ -51,7 +51,7 @@ def random_rows(count: int, longest: int = 60, seed: int = 0) -> Encoded:
     learned = chance.random(starts[-1]) < 0.5
     learned[starts[:-1]] = False
     learned[starts[1:] - 1] = True
-    return Encoded(chance.integers(3, 300, starts[-1]).astype(np.int32), learned, starts)
+    return Encoded(chance.integers(3, 300, starts[-1]).astype(np.int32), learned, starts, np.arange(len(starts) - 1))
 
 
 def train_loss(folder: Path) -> float:
@@ -243,8 +243,9 @@ def test_rows_of_files_in_a_folder_are_one_set(tmp_path: Path, tiny_model: Path)
 
 
 def test_a_stream_teaches_and_resumes_exactly(make_run: Callable[..., Path]) -> None:
-    settings = ("data.streaming=true", "data.train=[orders,chats]", "data.shares=[0.7,0.3]", "data.buffer=16",
-                "data.eval=chats", "training.max_steps=12", "saving.every=3")  # fmt: skip
+    settings = ("data.streaming=true", "data.train=[orders,chats]", "data.mix=interleave_over",
+                "data.shares=[0.7,0.3]", "data.buffer=16",
+                "training.max_steps=12", "saving.every=3")  # fmt: skip
     whole = make_run("whole", *settings)
     assert launch_worker(whole).wait(120) == 0, (whole / "console.log").read_text()
     broken = make_run("broken", *settings)

@@ -82,7 +82,7 @@ BAD: dict[str, tuple[str, bytes, str, dict[str, Any]]] = {
     "csv alone": ("a.csv", b"question,answer\n", "data.empty", {}),
     "parquet cut": ("a.parquet", b"PAR1" + b"x" * 100, "data.columnar", {}),
     "parquet of text": ("a.parquet", GOOD, "data.foreign", {"what": "text", "wanted": "Parquet"}),
-    "arrow of text": ("a.arrow", GOOD, "data.columnar", {}),
+    "arrow of text": ("a.arrow", GOOD, "data.foreign", {"what": "text", "wanted": "Arrow"}),
     "gz of text": ("a.jsonl.gz", GOOD, "data.unpack", {}),
     "gz cut": ("a.jsonl.gz", gzip.compress(GOOD * 1000)[:-20], "data.unpack", {}),
     "gz bomb": ("a.jsonl.gz", gzip.compress(b" " * (80 << 20)), "data.bomb", {"ratio": 200}),
@@ -201,10 +201,13 @@ def test_a_file_becomes_a_set_and_nothing_is_overwritten(tmp_path: Path) -> None
     made = add(tmp_path / "rows.jsonl", tmp_path / "data", "math")
     assert made["entry"]["columns"] == {"prompt": "question", "response": "answer"}
     assert len(list(examples(find(tmp_path / "data", "math", ""), tmp_path / "data", ""))) == 30
-    for again in ("math", "other"):
-        with pytest.raises(InputError) as caught:
-            add(tmp_path / "rows.jsonl", tmp_path / "data", again)
-        assert caught.value.code == "data.name_taken"
+    with pytest.raises(InputError) as caught:
+        add(tmp_path / "rows.jsonl", tmp_path / "data", "math")
+    assert caught.value.code == "data.name_taken"
+    (tmp_path / "other" / "x").mkdir(parents=True)
+    write_rows(tmp_path / "other" / "rows.jsonl", ROWS[:3])
+    assert add(tmp_path / "other" / "rows.jsonl", tmp_path / "data", "few")["file"] == "few.jsonl"
+    assert len((tmp_path / "data" / "rows.jsonl").read_text().splitlines()) == 30
     before = (tmp_path / "data" / "dataset_info.json").read_text()
     write_rows(tmp_path / "more.jsonl", ROWS)
     with pytest.raises(InputError) as caught:
