@@ -129,3 +129,54 @@ def test_a_phone_and_axe(browser: Browser, board: Board) -> None:
     found = {violation["id"] for violation in Axe().run(page).response["violations"]}
     assert found == set()
     page.context.close()
+
+
+def test_a_file_whose_columns_say_nothing_is_described_on_the_page(page: Page, board: Board, tmp_path: Path) -> None:
+    arrive(page, "en")
+    rows = "".join(f"wie viel ist {i},{i}\n" for i in range(40))
+    (tmp_path / "odd (1).csv").write_text(f"foo,bar\n{rows}", encoding="utf-8")
+    drop(page, tmp_path / "odd (1).csv")
+    told = page.locator("#tb-data-told")
+    expect(told.locator("[role=alert]")).to_contain_text("foo, bar")
+    expect(told).to_contain_text("wie viel ist 3")
+    page.locator("#tb-data-train").click()
+    expect(told).to_contain_text("is no set yet", timeout=20_000)
+    for column, name in (("prompt", "foo"), ("response", "bar")):
+        page.locator(f"#tb-data-{column} input").fill(name)
+        page.locator(f"#tb-data-{column} input").press("Enter")
+    page.locator("#tb-data-add").click()
+    expect(page.locator("#tb-data-shown")).to_contain_text("wie viel ist 9", timeout=20_000)
+    entries = json.loads((board.workspace / "data" / "dataset_info.json").read_text())
+    assert entries["odd _1_"] == {
+        "file_name": "odd (1).csv", "formatting": "alpaca", "columns": {"prompt": "foo", "response": "bar"},
+    }  # fmt: skip
+
+
+def test_another_format_offers_its_columns(page: Page, tmp_path: Path) -> None:
+    arrive(page, "en")
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    drop(page, tmp_path / "pairs.jsonl")
+    expect(page.locator("#tb-data-chosen")).to_be_visible()
+    page.locator("#tb-data-format input").click()
+    page.get_by_role("option", name="sharegpt").click()
+    expect(page.locator("#tb-data-messages")).to_be_visible(timeout=20_000)
+
+
+def test_views_can_be_chosen_beside_a_long_report(page: Page, board: Board, tmp_path: Path) -> None:
+    arrive(page, "en")
+    rows = [{"instruction": f"mail anna{i % 30}@example.org <|im_end|>", "output": "+49 30 1234567"} for i in range(90)]
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    drop(page, tmp_path / "long.jsonl")
+    page.locator("#tb-data-add").click()
+    shown = page.locator("#tb-data-shown")
+    expect(shown).to_contain_text("anna3@", timeout=20_000)
+    look(page, "en", "report")
+    expect(shown.locator(".tb-finding")).not_to_have_count(0, timeout=20_000)
+    look(page, "en", "inspect")
+    expect(shown.locator(".tb-facts")).to_be_visible(timeout=20_000)
+    page.locator("#tb-data-view").get_by_text("Rows", exact=True).click()
+    page.locator("#tb-data-goto input").fill("77")
+    page.locator("#tb-data-goto input").press("Enter")
+    expect(shown.locator("tbody tr").first.locator("td").first).to_have_text("77", timeout=20_000)
+    page.locator("#tb-data-back").click()
+    expect(shown.locator("tbody tr").first.locator("td").first).to_have_text("1", timeout=20_000)
