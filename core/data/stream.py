@@ -66,12 +66,16 @@ class Stream(IterableDataset):
         if self.data.mix == "concat":
             yield from chain.from_iterable(sources)
             return
-        alive, ended, turn = list(range(len(sources))), set[int](), 0
+        ahead = [next(source, None) for source in sources]
+        alive = [at for at, row in enumerate(ahead) if row is not None]
+        ended, turn = set(range(len(sources))) - set(alive), 0
         while alive:
             shares = [self.data.shares[at] for at in alive] if self.data.shares else None
             at, turn = chance.choices(alive, shares)[0] if shares else alive[turn % len(alive)], turn + 1
-            if (row := next(sources[at], None)) is not None:
+            if (row := ahead[at]) is not None:
                 yield row
+            ahead[at] = next(sources[at], None)
+            if ahead[at] is not None:
                 continue
             ended.add(at)
             if self.data.mix == "interleave_under" or len(ended) == len(sources):
@@ -80,6 +84,7 @@ class Stream(IterableDataset):
                 alive.remove(at)
             else:
                 sources[at] = self._rows(self.sets[at])
+                ahead[at] = next(sources[at], None)
 
     def _rows(self, rows: Callable[[], Iterator[Row]]) -> Iterator[Tokens]:
         """Yield the rows of one set, encoded."""

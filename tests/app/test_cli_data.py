@@ -36,6 +36,33 @@ def test_inspect_tells_format_mapping_rows_and_every_broken_one(file, tmp_path):
     assert ask("data", "inspect", tmp_path / "gone.csv").exit_code == 2
 
 
+def test_sets_are_found_by_folder_and_name(tmp_path):
+    described = "assets/demo/data/orders_test"
+    assert only_object(ask("data", "inspect", described, "-w", tmp_path, "--json").stdout)["rows"] == 100
+    (tmp_path / "both").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "both" / f"{name}.jsonl").write_text(GOOD, encoding="utf-8")
+    assert only_object(ask("data", "inspect", tmp_path / "both", "-w", tmp_path, "--json").stdout)["rows"] == 4
+    told = ask("data", "report", tmp_path / "both", "-w", tmp_path)
+    assert "b.jsonl: 1" in told.stdout
+    for name, code in (("owner/set", "data.hub"), ("https://127.0.0.1:9/a.jsonl", "data.unreadable")):
+        assert only_object(ask("data", "inspect", name, "-w", tmp_path, "--json").stdout)["errors"][0]["code"] == code
+    (tmp_path / "a.zip").write_bytes(b"PK")
+    refused = only_object(ask("data", "inspect", tmp_path / "a.zip", "-w", tmp_path, "--json").stdout)
+    assert refused["errors"][0]["code"] == "data.suffix"
+
+
+def test_a_damaged_description_is_told_and_left_alone(file, tmp_path):
+    (tmp_path / "data").mkdir()
+    for text in ('{"a": {}', "[]", '{"a": {"file_name": "x"}, "a": {"file_name": "y"}}'):
+        (tmp_path / "data" / "dataset_info.json").write_text(text)
+        done = ask("data", "add", file, "-w", tmp_path, "--json")
+        assert done.exit_code == 2 and only_object(done.stdout)["errors"][0]["code"] == "data.description"
+        assert [path.name for path in (tmp_path / "data").iterdir() if not path.name.startswith(".")] == [
+            "dataset_info.json"
+        ]
+
+
 def test_render_gives_what_the_template_gives(file, tmp_path):
     found = only_object(ask("data", "render", file, "--row", 2, "--model", DEMO, "-w", tmp_path, "--json").stdout)
     tokenizer = AutoTokenizer.from_pretrained(DEMO)

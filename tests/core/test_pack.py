@@ -21,7 +21,7 @@ from core.data.pack import Flat, Packed, Padder, bins, packed
 from core.data.tokens import Tokenizer, _prepare
 from core.errors import InputError
 from core.events import fold
-from core.models.varlen import NAME, isolate
+from core.models.varlen import NAME, _windows_told, isolate
 from core.sections import Data
 from tests.conftest import ROOT, launch_worker, write_rows
 
@@ -91,6 +91,23 @@ def test_a_model_that_mixes_rows_is_left_as_it_is() -> None:
     config = AutoConfig.for_model("mamba", vocab_size=320, hidden_size=32, state_size=4, num_hidden_layers=1)
     mamba = AutoModelForCausalLM.from_config(config)
     assert not isolate(mamba)
+
+
+def test_attention_that_short_rows_do_not_show_is_known_by_the_config() -> None:
+    """Rows of a few tokens fit into one chunk and into any window: that they come out right proves nothing of these."""
+    small = {**SMALL, "head_dim": 8, "intermediate_size_mlp": 64, "num_local_experts": 2, "pad_token_id": 0}
+    chunked = AutoConfig.for_model("llama4_text", **small, attention_chunk_size=16)
+    model = AutoModelForCausalLM.from_config(chunked, attn_implementation="sdpa", dtype=torch.float32)
+    assert not isolate(model) and model.config._attn_implementation == "sdpa"
+    mistral = model_of("mistral")
+    assert _windows_told(mistral, [7, 7]) and not _windows_told(mistral, [None, None])
+
+
+def test_whole_rows_only() -> None:
+    model = model_of("llama")
+    assert isolate(model)
+    with pytest.raises(ValueError, match="cache"):
+        model.generate(torch.tensor([[3, 4, 5]]), max_new_tokens=3, do_sample=False)
 
 
 def test_bins_hold_every_row_once_and_are_full() -> None:
@@ -256,6 +273,24 @@ def test_a_stream_teaches_and_resumes_exactly(make_run: Callable[..., Path]) -> 
     worker.wait()
     assert launch_worker(broken).wait(120) == 0
     assert train_loss(whole) == train_loss(broken)
+
+
+@pytest.mark.parametrize("strategy", ["concat", *mix.STOPPING])
+def test_streams_mix_as_sets_do(tmp_path: Path, tiny_model: Path, strategy: str) -> None:
+    sets = ("abcdef", "AB")
+    for name, letters in zip(("small", "large"), sets, strict=True):
+        write_rows(tmp_path / f"{name}.jsonl", [{"instruction": letter, "output": letter} for letter in letters])
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    data = Data(folder=str(tmp_path), train=["small.jsonl", "large.jsonl"], streaming=True, mix=strategy, buffer=1)  # type: ignore[arg-type]
+    stream: Any = batch.load(data, tmp_path, tokenizer, 0).train
+    oracle: Any = [datasets.Dataset.from_dict({"row": list(letters)}).to_iterable_dataset() for letters in sets]
+    if strategy == "concat":
+        mixed = datasets.concatenate_datasets(oracle)
+    else:
+        mixed = datasets.interleave_datasets(oracle, stopping_strategy=mix.STOPPING[strategy])
+    wanted = [row["row"] for row in mixed] * 2  # it begins anew
+    found = [tokenizer.decode(row["labels"][row["labels"] >= 0])[0] for row, _ in zip(stream, wanted, strict=False)]
+    assert found == wanted
 
 
 def test_a_packed_stream_fills_its_places(tiny_data: Path, tiny_model: Path) -> None:
