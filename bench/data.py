@@ -74,12 +74,11 @@ def ours(folder: Path, tokenizer: Any) -> tuple[list[Any], float]:
     from core.data.batch import Loader
     from core.data.describe import find
     from core.data.pack import packed
-    from core.data.render import Renderer
     from core.sections import Data
 
     data = Data(folder=str(folder), train=["rows.jsonl"], cutoff=CUTOFF)
     loader = Loader(data, folder, tokenizer)
-    encoded, _ = loader._encode(find(folder, "rows.jsonl", ""), "", Renderer(tokenizer))
+    encoded, _ = loader._encode(find(folder, "rows.jsonl", ""), "", loader.encoder())
     packs = packed(encoded, CUTOFF)
     fill = float(encoded.lengths_B.sum() / (len(packs) * CUTOFF))
     return [encoded.ids_N[a:b] for a, b in zip(encoded.starts_B1, encoded.starts_B1[1:], strict=False)], fill
