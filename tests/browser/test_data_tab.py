@@ -133,19 +133,19 @@ def test_a_phone_and_axe(browser: Browser, board: Board) -> None:
 
 def test_a_file_whose_columns_say_nothing_is_described_on_the_page(page: Page, board: Board, tmp_path: Path) -> None:
     arrive(page, "en")
-    rows = "".join(f"wie viel ist {i},{i}\n" for i in range(40))
+    rows = "".join(f"what makes {i},{i}\n" for i in range(40))
     (tmp_path / "odd (1).csv").write_text(f"foo,bar\n{rows}", encoding="utf-8")
     drop(page, tmp_path / "odd (1).csv")
     told = page.locator("#tb-data-told")
     expect(told.locator("[role=alert]")).to_contain_text("foo, bar")
-    expect(told).to_contain_text("wie viel ist 3")
+    expect(told).to_contain_text("what makes 3")
     page.locator("#tb-data-train").click()
     expect(told).to_contain_text("is no set yet", timeout=20_000)
     for column, name in (("prompt", "foo"), ("response", "bar")):
         page.locator(f"#tb-data-{column} input").fill(name)
         page.locator(f"#tb-data-{column} input").press("Enter")
     page.locator("#tb-data-add").click()
-    expect(page.locator("#tb-data-shown")).to_contain_text("wie viel ist 9", timeout=20_000)
+    expect(page.locator("#tb-data-shown")).to_contain_text("what makes 9", timeout=20_000)
     entries = json.loads((board.workspace / "data" / "dataset_info.json").read_text())
     assert entries["odd _1_"] == {
         "file_name": "odd (1).csv", "formatting": "alpaca", "columns": {"prompt": "foo", "response": "bar"},
