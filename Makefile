@@ -81,4 +81,5 @@ $(VENV)/.base: pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.base
 	$(PIP) install -c constraints.txt -e '.[dev]'
+	$(PIP) install --no-deps --upgrade --target $(VENV)/extras torchao==0.18.0 # in the environment every run would import it
 	@touch $@

@@ -17,7 +17,7 @@ from app.cli_follow import finish, start
 from app.cli_options import Json, Place, option, room
 from app.cli_speak import Answer, answering, number, out, say
 from app.jobs import base
-from core import config, runs, workspace
+from core import config, runs, workspace, yamls
 from core.errors import InputError
 from core.recipes import recipe as named_recipe
 
@@ -83,7 +83,7 @@ def _listing(word: str) -> str:
 
 def _read(path: Path) -> dict:
     try:
-        return config.parse_mapping(path.read_text(encoding="utf-8"), str(path))
+        return yamls.mapping(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
         raise InputError("path.missing", path=str(path)) from None
     except (OSError, UnicodeDecodeError):

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from app.form import Form
 from app.page import QUIET, Page
-from core import config
+from core import config, yamls
 from core.errors import InputError, Problem
 
 COMMANDS = {"train": "train", "evaluation": "evaluate"}
@@ -66,7 +66,7 @@ class SettingsText:
         form = self.form
         try:
             checked = TypeAdapter(str).validate_python(text)
-            job = config.resolve(config.parse_mapping(checked, "YAML"), job=form.kind)
+            job = config.resolve(yamls.mapping(checked, "YAML"), job=form.kind)
             if job.kind != form.kind:
                 raise InputError("config.job", "kind", given=job.kind, known=form.kind)
         except ValidationError:

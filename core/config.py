@@ -12,19 +12,16 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import TypeAdapter, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
-from yaml.composer import ComposerError
-from yaml.constructor import ConstructorError
 
+from core import yamls
 from core.errors import InputError, Problem
 from core.messages import MESSAGES
 from core.optimizers import Optimizer
-from core.schema import Setting, Spec, choice, knob, settings
+from core.schema import Setting, Spec, choice, crossed, knob, settings
 from core.sections import Data, Evaluated, Generation, Hardware, Model, Saving, Training
 from core.stages import Stage
 from core.tuners import Tuner
 
-MAX_YAML_BYTES = 1 << 20
 NAME = r"^\w[\w .-]*$"
 """Letters and digits of any script: names are those of folders."""
 
@@ -65,7 +62,13 @@ class Run(Spec):
     @model_validator(mode="after")
     def _stream_ends(self) -> Run:
         if self.data.streaming and not self.training.max_steps:
-            raise PydanticCustomError("data.stream_endless", "a stream needs a step limit")
+            raise crossed("data.stream_endless", "training.max_steps")
+        return self
+
+    @model_validator(mode="after")
+    def _few_bits_stay(self) -> Run:
+        if self.model.quantizer.kind != "none" and (against := self.tuner.needs_whole()):
+            raise crossed(*against)
         return self
 
 
@@ -137,6 +140,12 @@ class Export(Spec):
     """Hardware
     What it runs on."""
 
+    @model_validator(mode="after")
+    def _of_full_quality(self) -> Export:
+        if self.model.quantizer.kind != "none":
+            raise crossed("quantizer.export", "model.quantizer")
+        return self
+
 
 Job = Run | Evaluation | Serving | Export
 JOBS: dict[str, type[Run] | type[Evaluation] | type[Serving] | type[Export]] = {
@@ -169,7 +178,7 @@ def override(assignments: Iterable[str]) -> dict[str, Any]:
         key, sign, value = assignment.partition("=")
         if not sign or not key.strip(". "):
             raise InputError("config.assignment", text=assignment)
-        layers.append(nest({key.strip(): parse_yaml(value, key.strip())}))
+        layers.append(nest({key.strip(): yamls.value(value, key.strip())}))
     return merge(*layers)
 
 
@@ -214,58 +223,14 @@ def dump(job: Job) -> str:
 
 def load(text: str, where: str) -> Job:
     """Return the job in a YAML text; `where` names the file in messages."""
-    return resolve(parse_mapping(text, where))
-
-
-def parse_mapping(text: str, where: str) -> dict[str, Any]:
-    """Return the mapping in a YAML text; {} for an empty one."""
-    value = parse_yaml(text, where)
-    if value is None:
-        return {}
-    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise InputError("config.not_mapping", where=where)
-    return value
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """Return the value of a YAML text: safe tags only, no aliases, no key twice, at most 1 MiB."""
-    if len(text) > MAX_YAML_BYTES:
-        raise InputError("config.too_big", where=where, limit=MAX_YAML_BYTES)
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        what = getattr(error, "problem", None) or str(error)
-        raise InputError("config.yaml", where=where, line=mark.line + 1 if mark else 1, what=what) from None
-    except RecursionError:
-        raise InputError("config.yaml", where=where, line=1, what="nested too deep") from None
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses aliases (they can grow without bound) and repeated keys (one of them would be lost)."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
-            raise ComposerError(None, None, "aliases are not allowed", event.start_mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        mapping = super().construct_mapping(node, deep)
-        if len(mapping) < len(node.value):
-            seen: set[Any] = set()
-            for key_node, _ in node.value:
-                key = self.construct_object(key_node)
-                if key in seen:
-                    raise ConstructorError(None, None, f"the key {key} stands twice", key_node.start_mark)
-                seen.add(key)
-        return mapping
+    return resolve(yamls.mapping(text, where))
 
 
 def _problem(cls: type[Spec], detail: Any) -> Problem:
-    """Turn one pydantic error into a problem at the same dotted path."""
+    """Turn one pydantic error into a problem at the same dotted path, or at the `place` that it names itself."""
     place, type_ = ".".join(map(str, detail["loc"])), detail["type"]
     params = {key: value for key, value in detail.get("ctx", {}).items() if isinstance(value, str | int | float)}
+    place = str(params.pop("place", place))
     params["given"] = str(detail.get("input"))[:80]
     if type_ == "extra_forbidden":
         known = [s.path for s in known_settings(cls)] + sorted({s.path.rpartition(".")[0] for s in known_settings(cls)})

@@ -1,12 +1,14 @@
-"""Folders that are whole or absent: written aside, flushed to the disk, renamed last. Standard library only."""
+"""Folders and files that are whole or absent: written aside, renamed last. Standard library only."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -24,6 +26,14 @@ def aside(folder: Path) -> Iterator[Path]:
     if folder.exists():
         shutil.rmtree(folder)
     publish(place, folder)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file aside and rename it: a reader sees the old one or the new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    place = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    place.write_text(json.dumps(value), encoding="utf-8")
+    place.replace(path)
 
 
 def publish(place: Path, folder: Path) -> None:

@@ -16,6 +16,7 @@ from core.data.rows import ANSWERS, LEARNABLE, Broken, examples
 from core.errors import InputError
 from core.export.target import target
 from core.models.inspect import inspect, inspect_adapter
+from core.models.packed import packing
 from core.workspace import HUB_ID, locate, tuned
 
 SECONDS = 0.5
@@ -24,7 +25,11 @@ SECONDS = 0.5
 
 def check(job: Job, workspace: Path) -> None:
     """Raise InputError, at the setting it belongs to, for the first thing that is wrong."""
-    _check_model(job.model.path, workspace)
+    packed = _check_model(job.model.path, workspace)
+    if packed and job.model.quantizer.kind != "none":
+        raise InputError("packed.twice", "model.quantizer", given=packed)
+    if packed and isinstance(job, Run) and not packing(packed).unpacked and job.tuner.needs_whole():
+        raise InputError("packed.full", "tuner", given=packed)
     if isinstance(job, Run):
         skip = job.data.skip_broken
         if job.data.template != "auto":
@@ -45,14 +50,15 @@ def check(job: Job, workspace: Path) -> None:
             target(job.folder, workspace)
 
 
-def _check_model(path: str, workspace: Path) -> None:
+def _check_model(path: str, workspace: Path) -> str:
+    """Return how the weights of the model come quantized, as far as that can be told from here."""
     try:
         folder = locate(path, workspace, "model.path")
     except InputError:
         if HUB_ID.fullmatch(path):
-            return  # the engine looks for it on the hub
+            return ""  # the engine looks for it on the hub
         raise
-    inspect(folder)
+    return inspect(folder).packed
 
 
 def _check_rows(

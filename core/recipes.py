@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from core import config
+from core import yamls
 from core.errors import InputError
 from core.workspace import ASSETS
 
@@ -43,4 +43,4 @@ def recipe(name: str) -> Recipe:
 def _read(path: Path) -> Recipe:
     text = path.read_text(encoding="utf-8")
     label, *rest = [line[1:].strip() for line in text.splitlines() if line.startswith("#")]
-    return Recipe(path.stem.partition("-")[2], label, " ".join(rest), config.parse_mapping(text, path.name))
+    return Recipe(path.stem.partition("-")[2], label, " ".join(rest), yamls.mapping(text, path.name))

@@ -22,6 +22,7 @@ import psutil
 from core import config, events
 from core.errors import InputError
 from core.events import RunState
+from core.files import write_json
 from core.workspace import BUNDLED
 
 PROCESS = "process.json"
@@ -195,13 +196,6 @@ def delete(folder: Path) -> None:
     if supervisor(folder) is not None:
         raise InputError("run.active", run=folder.name)
     shutil.rmtree(folder)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file aside and rename it: a reader sees the old one or the new one, never half of it."""
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(json.dumps(value), encoding="utf-8")
-    aside.replace(path)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -12,11 +12,11 @@ import pkgutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, get_args
+from typing import Any, LiteralString, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
 from pydantic.fields import FieldInfo
-from pydantic_core import CoreSchema, PydanticUndefined, core_schema
+from pydantic_core import CoreSchema, PydanticCustomError, PydanticUndefined, core_schema
 
 
 class Spec(BaseModel):
@@ -42,6 +42,11 @@ def knob(default: Any = PydanticUndefined, *, expert: bool = False, pick: str = 
     if isinstance(default, BaseModel | list | dict):
         return Field(default_factory=lambda: default, json_schema_extra=extra, **limits)
     return Field(default, json_schema_extra=extra, **limits)
+
+
+def crossed(code: LiteralString, place: str, **params: str | int) -> PydanticCustomError:
+    """Return the error of settings that don't go together, for a validator to raise: it is told at `place`."""
+    return PydanticCustomError(code, "settings that don't go together", {"place": place, **params})
 
 
 @cache

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import model_validator
-from pydantic_core import PydanticCustomError
 
-from core.schema import Spec, knob
+from core.quantizers import Quantizer
+from core.schema import Spec, choice, crossed, knob
 
 DEMO_MODEL = "assets/demo/model"
 DEMO_DATA = "assets/demo/data"
@@ -26,6 +26,9 @@ class Model(Spec):
     precision: Literal["auto", "bf16", "fp16", "fp32"] = knob("auto", expert=True)
     """Precision
     Number format of the computation. Auto takes bf16 where the device has it and fp32 on a CPU."""
+    quantizer: Annotated[Quantizer, choice("core.quantizers")] = knob({"kind": "none"})
+    """Quantization
+    In how many bits the weights are held. Fewer let a larger model fit; only adapters can be trained above them."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = knob("auto", expert=True)
     """Attention
     Implementation of attention. Auto takes sdpa, the fastest that every device has."""
@@ -94,13 +97,13 @@ class Data(Spec):
     @model_validator(mode="after")
     def _sets_fit(self) -> Data:
         if self.eval and self.eval in self.train:
-            raise PydanticCustomError("data.eval_trained", "an evaluation set that is trained on")
+            raise crossed("data.eval_trained", "data.eval")
         if self.shares and len(self.shares) != len(self.train):
-            raise PydanticCustomError("data.shares_count", "as many shares as sets")
+            raise crossed("data.shares_count", "data.shares")
         if self.shares and self.mix == "concat":
-            raise PydanticCustomError("data.shares_concat", "shares of sets that are not interleaved")
+            raise crossed("data.shares_concat", "data.shares")
         if self.shares and (min(self.shares) <= 0 or abs(sum(self.shares) - 1) > 1e-6):
-            raise PydanticCustomError("data.shares_sum", "shares above 0 that make 1 together")
+            raise crossed("data.shares_sum", "data.shares")
         return self
 
 
@@ -151,7 +154,7 @@ class Training(Spec):
     @model_validator(mode="after")
     def _has_an_end(self) -> Training:
         if not self.epochs and not self.max_steps:
-            raise PydanticCustomError("training.endless", "no epochs and no steps")
+            raise crossed("training.endless", "training.epochs")
         return self
 
 

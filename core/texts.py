@@ -34,6 +34,6 @@ def _put(tree: dict[str, Any], path: str, docstring: str) -> None:
     for part in path.split("."):
         place = place.setdefault(part, {})
     text = {"label": label.strip(), "help": " ".join(help_.split())}
-    if place not in ({}, text):
+    if {key: place[key] for key in text if key in place} not in ({}, text):  # it may have settings of its own, too
         raise ValueError(f"{path} is documented twice, differently")
     place |= text

@@ -20,6 +20,7 @@ from typing import Any
 from core import config
 from core.errors import DeviceError, InputError, NotFinite, OutOfMemory, Problem, Stopped, TuneboardError
 from core.events import Writer
+from core.models.packages import shield
 from core.workspace import Context
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -40,7 +41,10 @@ def main(folder: Path, grace: float = 120.0) -> int:
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels that no run here asked for
         events.write("started", job=job.kind, pid=os.getpid())
         events.write("phase", phase="load_libraries", params={})
-        metrics = _do(job, Context(folder, folder.parents[1], events, stop))
+        context = Context(folder, folder.parents[1], events, stop)
+        for package, what in shield(context.workspace).items():
+            events.write("warning", code="package.hidden", place="", params={"package": package, "what": what})
+        metrics = _do(job, context)
     except TuneboardError as raised:
         error = raised
     except BaseException as raised:  # noqa: BLE001 - the one place that turns what nobody foresaw into a record

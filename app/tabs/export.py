@@ -34,7 +34,9 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0], skip_spec
 def build(page: Page) -> None:
     """Lay out the tab and wire it."""
     with gr.Row(elem_classes=["tb-workbench"]):
-        form, start, stop = jobtab.form_part(page, KEY, lambda: Form(page, config.Export, skip=("name",), cards=CARDS))
+        form, start, stop = jobtab.form_part(
+            page, KEY, lambda: Form(page, config.Export, skip=("name", "model.quantizer"), cards=CARDS)
+        )
         with gr.Column(elem_classes=["tb-live"]):
             shown, progress = jobtab.shown_part(page, KEY)
             facts = gr.HTML(elem_id="tb-export-table", visible=False)

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import InputError
+from core.models.packed import method as packed_by
+from core.models.packed import packing
 
 MAX_JSON_BYTES = 64 << 20
 MAX_HEADER_BYTES = 100 << 20
@@ -54,6 +56,8 @@ class ModelFacts:
     """Longest input in tokens; 0 where the config does not tell."""
     vocabulary: int
     chat_template: bool
+    packed: str
+    """How the weights come quantized (quant_method); "" where they don't."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,8 @@ def inspect(folder: Path, place: str = "model.path") -> ModelFacts:
     if not isinstance(config.get("model_type"), str):
         raise InputError("model.no_type", place, folder=str(folder))
     _refuse_foreign_code(folder, config, place)
+    if packed := packed_by(config):
+        packing(packed, place)
     tensors = {key: entry for file in weight_files(folder, place) for key, entry in header(file, place).items()}
     if not any((folder / name).exists() for name in TOKENIZERS):
         raise InputError("model.no_tokenizer", place, folder=str(folder))
@@ -93,6 +99,7 @@ def inspect(folder: Path, place: str = "model.path") -> ModelFacts:
         context=_whole(text, "max_position_embeddings", "n_positions", "max_seq_len", "seq_length"),
         vocabulary=_whole(text, "vocab_size"),
         chat_template=has_template(folder, place),
+        packed=packed,
     )
 
 

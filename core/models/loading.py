@@ -35,6 +35,8 @@ from core import templates
 from core.errors import InputError
 from core.models.device import compute_dtype, pick_device
 from core.models.inspect import inspect
+from core.models.packages import require
+from core.models.packed import method, packing
 from core.sections import Hardware, Model
 from core.workspace import HUB_ID, locate
 
@@ -100,11 +102,13 @@ def load_model(model: Model, workspace: Path, hardware: Hardware, *, training: b
     folder = model_folder(model, workspace)
     config = _config(folder)
     dtype = torch.float32 if training and device.type == "cpu" else compute_dtype(model, device)
+    quantization = _quantization(model, config, device, dtype, training=training)
     try:
         loaded, info = cast(Any, AutoModelForCausalLM).from_pretrained(
             folder,
             config=config,
             dtype=dtype,
+            quantization_config=quantization,
             attn_implementation=_attention(model, device),
             device_map={"": device},
             trust_remote_code=False,
@@ -116,6 +120,7 @@ def load_model(model: Model, workspace: Path, hardware: Hardware, *, training: b
     except UNUSABLE as error:
         raise InputError("model.unusable", "model.path", folder=str(folder), what=_line(error)) from None
     _check_whole(folder, info)
+    _keep_packed(loaded)
     return loaded
 
 
@@ -163,6 +168,38 @@ def _fetch(model: Model) -> Path:
         raise InputError("model.no_revision", "model.revision", model=model.path, revision=model.revision) from None
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, ConnectionError) as error:
         raise InputError("model.offline", "model.path", model=model.path, what=_line(error)) from None
+
+
+def _quantization(
+    model: Model, config: PreTrainedConfig, device: torch.device, dtype: torch.dtype, *, training: bool
+) -> Any:
+    """Return how from_pretrained shall quantize; see to it that a model that comes quantized can be used here."""
+    name = method(config.to_dict())
+    if not name:
+        return model.quantizer.loading(dtype, device)
+    if model.quantizer.kind != "none":
+        raise InputError("packed.twice", "model.quantizer", given=name)
+    needs = packing(name)
+    for package in needs.packages:
+        require(package, "model.path")
+    if needs.cuda and device.type != "cuda":
+        raise InputError("quantizer.device", "model.path", given=name, device=device.type)
+    if training and not needs.trains:
+        raise InputError("packed.no_training", "model.path", given=name)
+    if needs.unpacked:
+        config.quantization_config["dequantize"] = True
+    return None
+
+
+def _keep_packed(model: PreTrainedModel) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights for answers.
+
+    On a CPU with AVX-512 BF16 an answer without gradients repacks them for good; what is trained above them gets no
+    gradient any more, and widths that 32 does not divide fail (bitsandbytes 0.50.2, Linear4bit.forward).
+    """
+    for module in model.modules():
+        if type(module).__name__ == "Linear4bit":
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
 def _attention(model: Model, device: torch.device) -> str:

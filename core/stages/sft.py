@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import model_validator
-from pydantic_core import PydanticCustomError
 
-from core.schema import knob
+from core.schema import crossed, knob
 from core.stages import Stage
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ class Sft(Stage):
     @model_validator(mode="after")
     def _one_of_both(self) -> Sft:
         if self.train_on_prompt and self.mask_history:
-            raise PydanticCustomError("sft.prompt_and_last", "either all or the last answer")
+            raise crossed("sft.prompt_and_last", "stage.sft.mask_history")
         return self
 
     def train(self, run: Run, context: Context) -> dict[str, float]:

@@ -99,7 +99,7 @@ def _count(model: PreTrainedModel, lessons: Lessons, total: int) -> dict[str, in
         "held_out": len(lessons.eval),
         "tokens": 0 if isinstance(lessons.train, Stream) else len(lessons.train.ids_N),
         "trainable": trainable,
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": model.num_parameters(),  # which knows how many numbers lie in a packed weight
         "steps": total,
     }
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, LiteralString
 
 from core.errors import InputError
 from core.files import aside
 from core.schema import knob
-from core.tuners import Tuner
+from core.tuners import Tuner, quantized
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -45,9 +45,14 @@ class Lora(Tuner):
     """PiSSA
     Begin with the principal parts of the weights (arXiv 2404.02948): often learns faster. Saved as plain LoRA."""
 
+    def needs_whole(self) -> tuple[LiteralString, str] | None:
+        return ("quantizer.pissa", "tuner.lora.pissa") if self.pissa else None
+
     def attach(self, model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         from peft import LoraConfig, get_peft_model
 
+        if quantized(model) and (against := self.needs_whole()):
+            raise InputError(*against)
         config = LoraConfig(
             task_type="CAUSAL_LM",
             r=self.rank,

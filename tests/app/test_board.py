@@ -18,6 +18,7 @@ from app.show import CONTROL, head, log_tail
 from core import config, runs
 from core.errors import InputError
 from core.events import Writer
+from core.files import write_json
 
 ROOT = Path(__file__).parents[2]
 COLD = """
@@ -41,7 +42,7 @@ def make_run(workspace: Path, name: str = "one", steps: int = 20) -> Path:
     events.write("eval", step=steps, loss=0.2, seconds=0.1)
     events.write("end", cause="done", status=0, seconds=1.0, metrics={})
     events.close()
-    runs.write_json(
+    write_json(
         folder / "exit.json", {"status": 0, "signal": None, "cause": "done", "ended": time.time(), "peak_bytes": 1}
     )
     return folder
@@ -190,7 +191,7 @@ def test_a_run_that_went_away_leaves_the_page_alive(live, tmp_path):
 @pytest.mark.parametrize("status", ["failed", "killed", "out_of_memory", "nan", "lost"])
 def test_a_bad_end_says_what_to_do(tmp_path, status):
     folder = make_run(tmp_path)
-    runs.write_json(folder / "exit.json", {"status": 1, "signal": 9, "cause": status, "ended": 1.0, "peak_bytes": 5})
+    write_json(folder / "exit.json", {"status": 1, "signal": 9, "cause": status, "ended": 1.0, "peak_bytes": 5})
     html = head("en", runs.look(folder))
     assert 'role="alert"' in html and "tb-chip-" in html
 

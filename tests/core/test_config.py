@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 
-from core import config
+from core import config, yamls
 from core.errors import InputError
 from core.recipes import recipe, recipes
 from core.texts import texts
@@ -78,17 +78,17 @@ WRONG = {
     "huge rank": ({"tuner": {"rank": 10**9}}, "tuner.lora.rank", "config.less_than_equal"),
     "unknown tuner": ({"tuner": {"kind": "magic"}}, "tuner", "config.union_tag_invalid"),
     "unknown precision": ({"model": {"precision": "fp1"}}, "model.precision", "config.literal_error"),
-    "stream without end": ({"data": {"streaming": True}}, "", "data.stream_endless"),
-    "shares": ({"data": {"mix": "interleave_over", "shares": [0.5, 0.5]}}, "data", "data.shares_count"),
-    "shares sum": ({"data": {"mix": "interleave_over", "shares": [0.5]}}, "data", "data.shares_sum"),
+    "stream without end": ({"data": {"streaming": True}}, "training.max_steps", "data.stream_endless"),
+    "shares": ({"data": {"mix": "interleave_over", "shares": [0.5, 0.5]}}, "data.shares", "data.shares_count"),
+    "shares sum": ({"data": {"mix": "interleave_over", "shares": [0.5]}}, "data.shares", "data.shares_sum"),
     "shares below 0": (
         {"data": {"train": ["a", "b"], "mix": "interleave_over", "shares": [-0.5, 1.5]}},
-        "data",
+        "data.shares",
         "data.shares_sum",
     ),
-    "shares without mixing": ({"data": {"shares": [1.0]}}, "data", "data.shares_concat"),
+    "shares without mixing": ({"data": {"shares": [1.0]}}, "data.shares", "data.shares_concat"),
     "shares NaN": ({"data": {"shares": [float("nan")]}}, "data.shares.0", "config.finite_number"),
-    "no end": ({"training": {"epochs": 0}}, "training", "training.endless"),
+    "no end": ({"training": {"epochs": 0}}, "training.epochs", "training.endless"),
     "no sets": ({"data": {"train": []}}, "data.train", "config.too_short"),
     "a set for a section": ({"training": [1]}, "training", "config.model_type"),
     "name with a path": ({"name": "../x"}, "name", "config.string_pattern_mismatch"),
@@ -141,7 +141,7 @@ def test_yaml_runs_nothing_and_hides_nothing(text, tmp_path, monkeypatch):
 
 def test_too_large_a_file_is_not_parsed():
     with pytest.raises(InputError) as raised:
-        config.parse_yaml("a" * (config.MAX_YAML_BYTES + 1), "run.yaml")
+        yamls.value("a" * (yamls.MAX_BYTES + 1), "run.yaml")
     assert raised.value.code == "config.too_big"
 
 

@@ -11,6 +11,7 @@ import pytest
 from core import config, runs, supervisor
 from core.errors import InputError
 from core.events import Writer
+from core.files import write_json
 from core.workspace import jailed, locate, tuned
 
 
@@ -41,7 +42,7 @@ def test_unknown_or_crooked_names_are_refused(tmp_path, name):
 
 
 def pretend(folder: Path, pid: int, created: float, launched: float = 0.0):
-    runs.write_json(folder / runs.PROCESS, {"pid": pid, "created": created, "launched": launched})
+    write_json(folder / runs.PROCESS, {"pid": pid, "created": created, "launched": launched})
 
 
 def test_states_follow_from_the_folder(tmp_path):
@@ -58,7 +59,7 @@ def test_states_follow_from_the_folder(tmp_path):
     assert runs.look(folder).status == "lost"
     Writer(folder).write("end", cause="stopped", status=20)
     assert runs.look(folder).status == "stopped"
-    runs.write_json(folder / runs.EXIT, {"cause": "nan", "status": 13})
+    write_json(folder / runs.EXIT, {"cause": "nan", "status": 13})
     assert runs.look(folder).status == "nan"
 
 
@@ -85,7 +86,7 @@ def test_looking_again_reads_only_what_is_new(tmp_path):
 
 def test_a_run_that_is_done_or_no_training_is_not_resumed(tmp_path):
     done = runs.create(config.resolve({}), tmp_path)
-    runs.write_json(done / runs.EXIT, {"cause": "done"})
+    write_json(done / runs.EXIT, {"cause": "done"})
     other = runs.create(config.resolve({"kind": "export"}), tmp_path)
     for folder, code in ((done, "run.complete"), (other, "run.not_training")):
         with pytest.raises(InputError) as raised:

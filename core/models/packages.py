@@ -1,0 +1,83 @@
+"""Packages that only some wishes need: whether they are here, and whether they can be imported at all.
+
+transformers and peft import many of them as soon as they are installed, so that one broken package (built for another
+torch, or without one that it needs itself) would break every run. `shield` tries them in processes of their own first.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+from core.errors import InputError
+from core.files import write_json
+
+TRIED = ("torchvision", "torchaudio", "torchao", "hqq", "gptqmodel", "optimum", "aqlm", "eetq", "compressed_tensors",
+         "flash_attn", "kernels", "liger_kernel", "deepspeed", "apex", "timm", "auto_round", "vptq")  # fmt: skip
+"""Not what we depend on ourselves."""
+SECONDS = 120
+
+
+def require(name: str, place: str) -> None:
+    """Raise InputError, blaming the setting at `place`, when a package is missing or can't be imported."""
+    if find_spec(name) is None:
+        raise InputError("package.missing", place, package=name)
+    try:
+        importlib.import_module(name)
+    except (ImportError, OSError, RuntimeError, AttributeError, ValueError, TypeError) as error:
+        raise InputError("package.broken", place, package=name, what=_last(str(error))) from None
+
+
+def shield(workspace: Path, names: Sequence[str] = TRIED) -> dict[str, str]:
+    """Hide the installed packages that can't be imported; return why, by name.
+
+    What was found is kept in the workspace, so that each version of a package is tried once.
+    """
+    here = [name for name in names if find_spec(name) is not None]
+    if not here:
+        return {}
+    store = workspace / ".cache" / "packages.json"
+    known = _read(store)
+    broken = {}
+    for name in here:
+        key = f"{name} {_version(name)} torch {_version('torch')} {sys.prefix}"
+        if key not in known:
+            known[key] = _tried(name)
+            write_json(store, known)
+        if known[key]:
+            broken[name] = known[key]
+            sys.modules[name] = None  # type: ignore[assignment]  # find_spec tells everybody that it is not there
+    return broken
+
+
+def _tried(name: str) -> str:
+    """Return "" for a package that can be imported, else why not."""
+    code = f"import torch, {name}"
+    try:
+        done = subprocess.run([sys.executable, "-c", code], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                              errors="replace", timeout=SECONDS)  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return f"no answer in {SECONDS} s"
+    return "" if done.returncode == 0 else _last(done.stderr) or f"exit status {done.returncode}"
+
+
+def _version(name: str) -> str:
+    names = metadata.packages_distributions().get(name, [])
+    return metadata.version(names[0]) if names else "?"
+
+
+def _read(store: Path) -> dict[str, str]:
+    try:
+        return dict(json.loads(store.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
+
+
+def _last(text: str) -> str:
+    return (text.strip().splitlines() or [""])[-1][:200]

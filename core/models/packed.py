@@ -1,0 +1,63 @@
+"""Models that come in few bits: what each way of packing needs, and whether something can be trained above it. Cold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from core.errors import InputError
+
+
+@dataclass(frozen=True)
+class Packing:
+    """A `quant_method` of a config.json."""
+
+    packages: tuple[str, ...] = ()
+    """What must be installed to read it."""
+    cuda: bool = False
+    """Whether it needs an NVIDIA GPU."""
+    unpacked: bool = False
+    """Whether we have transformers unpack it to the number format of the computation: its own kernels would be fetched
+    from the hub, or can't be trained through."""
+    trains: bool = True
+    """Whether gradients pass through it, so that an adapter can learn."""
+
+
+PACKINGS = {
+    "aqlm": Packing(("aqlm",)),
+    "auto-round": Packing(("auto_round",), trains=False),
+    "awq": Packing(("gptqmodel",)),
+    "bitnet": Packing(trains=False),
+    "bitsandbytes": Packing(("bitsandbytes",)),
+    "compressed-tensors": Packing(("compressed_tensors",), unpacked=True),
+    "eetq": Packing(("kernels",), cuda=True),
+    "fbgemm_fp8": Packing(("fbgemm_gpu",), cuda=True, trains=False),
+    "fp8": Packing(unpacked=True),
+    "gptq": Packing(("gptqmodel", "optimum")),
+    "hqq": Packing(("hqq",), cuda=True),
+    "mxfp4": Packing(unpacked=True),
+    "mxfp8": Packing(unpacked=True),
+    "quanto": Packing(("optimum.quanto",)),
+    "torchao": Packing(("torchao",)),
+    "vptq": Packing(("vptq",), cuda=True, trains=False),
+}
+"""What transformers 5.23 reads (quantizers/auto.py), as far as its checks tell what each needs."""
+
+
+def method(config: Mapping[str, Any]) -> str:
+    """Return the quant_method of a config.json, "" where the weights are as they were trained."""
+    found = config.get("quantization_config") or config.get("compression_config")
+    if not isinstance(found, Mapping):
+        return ""
+    named = str(found.get("quant_method") or "")
+    if not named and (found.get("load_in_4bit") or found.get("load_in_8bit")):
+        return "bitsandbytes"
+    return named or "?"
+
+
+def packing(name: str, place: str = "model.path") -> Packing:
+    """Return what a way of packing needs; raise InputError for one that nobody here knows."""
+    if name not in PACKINGS:
+        raise InputError("packed.unknown", place, given=name, known=", ".join(PACKINGS))
+    return PACKINGS[name]

@@ -1,0 +1,23 @@
+"""In how many bits the weights that stay are held: one file, one way."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from core.schema import Spec
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Quantizer(Spec):
+    """A way to hold weights in fewer bits; `kind` names it."""
+
+    kind: str
+
+    def loading(self, dtype: torch.dtype, device: torch.device) -> Any:
+        """Return what from_pretrained takes as quantization_config; None: the weights as they are stored.
+
+        dtype: number format of the computation. Raises InputError, at model.quantizer, for what is missing here.
+        """
+        raise NotImplementedError
