@@ -79,7 +79,7 @@ def add(
 def render(
     file: File,
     model: Annotated[str, option("model", "--model", "-m")] = "",
-    row: Annotated[int, option("row", "--row", min=1)] = 1,
+    row: Annotated[int, option("row", "--row", min=1, max=1 << 40)] = 1,
     settings: Annotated[list[str] | None, option("set", "--set", "-s", metavar="key=value")] = None,
     place: Place = None,
     as_json: Json = False,
@@ -150,7 +150,7 @@ def cache(
 def the_set(name: str, workspace: Path) -> dict[str, Any]:
     """Return the settings that mean what somebody calls a set: a file or folder, FOLDER/NAME, an address, a hub id."""
     path = Path(name).expanduser().resolve()
-    if path.exists() or (path.parent.is_dir() and "://" not in name and not HUB_ID.fullmatch(name)):
+    if "://" not in name and (path.exists() or path.parent.is_dir()):
         return {"folder": str(path.parent), "train": [path.name]}
     if "://" in name or HUB_ID.fullmatch(name):
         return {"folder": str(workspace), "train": [name]}

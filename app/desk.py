@@ -79,28 +79,40 @@ class Questions:
     """The question that each browser waits for: a new one ends the one before, which nobody reads any more."""
 
     def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.newest: dict[str, int] = {}
+        """The number of the last question of each browser."""
         self.running: dict[str, subprocess.Popen[str]] = {}
 
-    def end(self, browser: str) -> None:
-        if child := self.running.pop(browser, None):
-            child.kill()
+    def end(self, browser: str) -> int:
+        """End the question that a browser waits for; return the number of the next."""
+        with self.lock:
+            if child := self.running.pop(browser, None):
+                child.kill()
+            self.newest[browser] = self.newest.get(browser, 0) + 1
+            return self.newest[browser]
 
     def ask(self, browser: str, question: Callable[..., dict[str, Any]]) -> Iterator[int | dict[str, Any]]:
         """Ask in a thread; yield how many rows are done from time to time, the answer last; nothing when ended."""
-        told, found, wrong = [0], list[dict[str, Any]](), list[InputError]()
+        number, told, found, wrong = self.end(browser), [0], list[dict[str, Any]](), list[InputError]()
+        children: list[subprocess.Popen[str]] = []
 
         def begun(child: subprocess.Popen[str]) -> None:
-            self.end(browser)
-            self.running[browser] = child
             children.append(child)
+            with self.lock:
+                if self.newest.get(browser) == number:
+                    self.running[browser] = child
+                else:
+                    child.kill()
 
         def work() -> None:
             try:
                 found.append(question(advance=lambda done: told.__setitem__(0, done), begun=begun))
             except InputError as error:
                 wrong.append(error)
+            except OSError as error:
+                wrong.append(InputError("engine.failed", what=str(error)[:200]))
 
-        children: list[subprocess.Popen[str]] = []
         thread, said, since = threading.Thread(target=work, daemon=True), -1, time.monotonic()
         thread.start()
         try:
@@ -110,11 +122,9 @@ class Questions:
                     said = told[0]
                     yield said
         finally:  # also when nobody listens any more
-            for child in children:
-                child.kill()
-        mine = all(self.running.get(browser) is child for child in children)
-        if wrong and mine:
-            raise wrong[0]
-        if mine:
-            self.running.pop(browser, None)
+            if thread.is_alive() and self.newest.get(browser) == number:
+                self.end(browser)
+        if self.newest.get(browser) == number:
+            if wrong:
+                raise wrong[0]
             yield from found

@@ -191,6 +191,7 @@ MESSAGES: dict[str, str] = {
     "data.slow_tokenizer": "The tokenizer {tokenizer} can't tell which characters a token stands for. Choose a model with a tokenizer.json.",
     "data.template": "The chat template of the model refuses a conversation: {what}. It ends with: “{text}”. Bring the rows into the form it wants, or choose another template.",
     "data.template_tools": "The template says nothing of the tool “{name}”, so the model would not learn to call it. Choose a template that knows tools, such as chatml.",
+    "data.template_thoughts": "The template leaves out the thought “{text}”. Choose a template that knows thoughts, such as chatml, or set thinking to answer, to learn without them.",
     "data.template_prefix": "The chat template of the model writes an answer in another way than it asks for one, so the answer of turn {turn} can't be found: “{text}”. Choose another template.",
     "data.unknown_template": "There is no template “{given}”. Choose one of: {known}.",
     "data.no_target": "No row has a token to learn: every answer is empty or lies beyond the cutoff of {cutoff} tokens. Raise the cutoff length or check the columns.",

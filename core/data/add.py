@@ -33,7 +33,8 @@ def add(file: Path, folder: Path, name: str = "", given: dict[str, Any] | None =
     if suffix(file.name) not in SUFFIXES:
         raise InputError("data.suffix", PLACE, file=file.name, known=", ".join(SUFFIXES))
     name = name or file.name.partition(".")[0]
-    for given_name, fits in ((name, NAME.fullmatch(name)), (file.name, not file.name.startswith((".", "-")))):
+    safe = not file.name.startswith((".", "-")) and file.name != FILE
+    for given_name, fits in ((name, NAME.fullmatch(name)), (file.name, safe)):
         if not fits or RESERVED.fullmatch(given_name):
             raise InputError("data.bad_name", PLACE, name=given_name)
     described = _described(name, file, given or {})
@@ -69,7 +70,7 @@ def _write(file: Path, folder: Path, name: str, made: dict[str, Any]) -> dict[st
     for taken, (entry_, line) in known.items():
         if entry_ is None or TWICE in json.dumps(entry_, ensure_ascii=False):  # to write it anew would lose one of both
             raise InputError("data.description", PLACE, file=FILE, line=line, what=f"{taken} stands twice")
-    if name in known:
+    if name in known or ((folder / name).exists() and (folder / name).resolve() != file.resolve()):
         raise InputError("data.name_taken", PLACE, name=name, folder=str(folder))
     if place.resolve() != file.resolve():
         if place.exists():  # another file of the same name: this one takes that of the set

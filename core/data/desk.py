@@ -47,7 +47,7 @@ class Question(Spec):
     model: Model = knob(Model())
     after: int = knob(0, ge=0)
     """Line behind which to begin."""
-    nth: int = knob(1, ge=1)
+    nth: int = knob(1, ge=1, le=1 << 40)
     """Number of the row to begin with, of those behind that line."""
     count: int = knob(20, ge=1, le=1000)
     query: str = knob("", max_length=1000)
@@ -101,7 +101,10 @@ class Desk:
                 yield line.row, row
 
         found = report(passing(), ((line.row, row) for line, row in held), self.advance)
-        findings = [{**asdict(finding), **self._places(finding.lines)} for finding in found["findings"]]
+        findings = [
+            {**asdict(finding), **self._places(finding.lines), "others": [at & IN_FILE for at in finding.others]}
+            for finding in found["findings"]
+        ]
         return {**found, "findings": findings, "broken": broken.count, "card": card.told()}
 
     @cached_property

@@ -49,6 +49,25 @@ def text_lines(
     file: BufferedReader, name: str, place: str, encoding: str, after: int = 0, *, before: int = 0
 ) -> Iterator[tuple[Line, str | InputError]]:
     """Yield the lines of a file behind line `after`, each decoded; `before`: lines that were read already."""
+    for line, raw in raw_lines(file, name, place, after, before):
+        if isinstance(raw, InputError):
+            yield line, raw
+            continue
+        try:
+            yield line, raw.decode(encoding)
+        except UnicodeDecodeError as error:
+            yield line, undecoded(raw, error, line)
+
+
+def undecoded(raw: bytes, error: UnicodeDecodeError, line: Line) -> InputError:
+    """Return the error of a line that is not in its encoding."""
+    return line.error("data.not_utf8", byte=raw[error.start], encoding=error.encoding)
+
+
+def raw_lines(
+    file: BufferedReader, name: str, place: str, after: int, before: int
+) -> Iterator[tuple[Line, bytes | InputError]]:
+    """Yield the lines of a file behind line `after`; one that is too long is passed over."""
     number = before + sum(1 for _ in islice(file, after))
     while raw := file.readline(LONGEST_LINE + 1):
         number += 1
@@ -58,10 +77,7 @@ def text_lines(
             while raw and not raw.endswith(b"\n"):
                 raw = file.readline(LONGEST_LINE)
             continue
-        try:
-            yield line, raw.decode(encoding)
-        except UnicodeDecodeError as error:
-            yield line, line.error("data.not_utf8", byte=raw[error.start], encoding=encoding)
+        yield line, raw
 
 
 def _object(text: str, line: Line) -> Raw | InputError:
@@ -147,7 +163,7 @@ class _Text:
             except (ValueError, RecursionError) as error:
                 wrong = line.error("data.json", **self.near(self.position, _why(error)))
                 try:
-                    _, self.position = json.JSONDecoder().raw_decode(self.text, self.position)
+                    _, self.position = _LENIENT.raw_decode(self.text, self.position)
                 except json.JSONDecodeError:
                     if self._more():
                         continue
@@ -213,4 +229,6 @@ def _no_key_twice(pairs: list[tuple[str, Any]]) -> Raw:
     return row
 
 
+_LENIENT = json.JSONDecoder(parse_int=str)
+"""Finds the end of an object whatever is wrong with its values."""
 _DECODER = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_no_key_twice)

@@ -6,6 +6,7 @@ conversation up to a question with the header of the next answer, and up to that
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,9 +77,22 @@ class Renderer:
             tools = escaped(tools, self.controls) or None
             found = self._by_marks(chats, tools) if MARK.search(self.template) else self._by_prefix(chats, tools)
             for own, messages in zip(found, chats, strict=True):
-                _check_tools(own, messages, tools or [])
+                self._check_whole(own, messages, tools or [])
             made += found
         return made
+
+    def _check_whole(self, pieces: list[Piece], messages: list[Message], tools: list[Any]) -> None:
+        """Raise InputError when the template leaves out a tool, a call or a thought: silence would be learned."""
+        offered = [tool.get("function", tool) for tool in tools]
+        called = [call["function"] for message in messages for call in message.get("tool_calls", [])]
+        for function in [*offered, *called]:
+            name = json.dumps(str(function.get("name", "") if isinstance(function, dict) else ""), ensure_ascii=False)
+            said = sum(str(message["content"]).count(name[1:-1]) for message in messages)
+            if not any(piece.text.count(name[1:-1]) > said for piece in pieces):
+                raise InputError("data.template_tools", "data.template", name=name[1:-1][:80])
+        thought = str(messages[-1].get("reasoning_content", "")).strip()
+        if thought and not any(thought in piece.text for piece in pieces):
+            raise InputError("data.template_thoughts", "data.template", text=thought[:80])
 
     def _plain(self, row: Row) -> Piece:
         """A text is learned whole, with the end token behind it, so that the model learns to stop."""
@@ -179,7 +193,7 @@ class Renderer:
         """
         try:
             made: Any = render_jinja_template(chats, tools=tools, **self.options, **options)  # annotated wrongly
-        except (TemplateError, TypeError) as error:
+        except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
             if len(chats) > 1:
                 for chat in chats:  # which of them is it?
                     self._render([chat], tools, **options)
@@ -202,7 +216,7 @@ def escaped(value: Any, found: re.Pattern[str]) -> Any:
     if isinstance(value, list):
         return [escaped(item, found) for item in value]
     if isinstance(value, dict):
-        return {key: escaped(item, found) for key, item in value.items()}
+        return {escaped(key, found): escaped(item, found) for key, item in value.items()}
     return value
 
 
@@ -211,16 +225,6 @@ def _thoughtless(content: str) -> str:
     before, opened, rest = content.partition(THOUGHT[0])
     _, closed, after = rest.partition(THOUGHT[1])
     return before.rstrip() + after.lstrip() if opened and closed else content
-
-
-def _check_tools(pieces: list[Piece], messages: list[Message], tools: list[Any]) -> None:
-    """Raise InputError when the template says nothing of a tool or a call: the model would learn to be silent."""
-    offered = [tool.get("function", tool) for tool in tools]
-    called = [call["function"] for message in messages for call in message.get("tool_calls", [])]
-    for function in [*offered, *called]:
-        name = str(function.get("name", "") if isinstance(function, dict) else "")
-        if not any(name in piece.text for piece in pieces):
-            raise InputError("data.template_tools", "data.template", name=name[:80])
 
 
 def _says(message: Message) -> bool:

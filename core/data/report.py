@@ -137,7 +137,7 @@ def _look_at(found: dict[str, Finding], line: int, row: Row, asked: str, answere
         found["report.empty_answer"].add(line)
     if not asked.strip() and not row.plain:
         found["report.empty_question"].add(line)
-    text = f"{asked}\n{answered}"
+    text = _whole(row)
     for code, pattern in (("report.control_token", CONTROL), ("report.email", EMAIL), ("report.phone", PHONE)):
         if pattern.search(text):
             found[code].add(line)

@@ -52,13 +52,8 @@ class Stream(IterableDataset):
 
     def _drawn(self, chance: random.Random) -> Iterator[Tokens]:
         """Yield rows as `mix` says, over and over."""
-        found = True
-        while found:
-            found = False
-            for row in self._pass(chance):
-                found = True
-                yield row
-        raise InputError("data.no_target", "data.train", cutoff=self.data.cutoff)
+        while True:
+            yield from self._pass(chance)
 
     def _pass(self, chance: random.Random) -> Iterator[Tokens]:
         """Yield the rows of all sets once: one set after the other, or by shares (without any, in turn)."""
@@ -67,8 +62,7 @@ class Stream(IterableDataset):
             yield from chain.from_iterable(sources)
             return
         ahead = [next(source, None) for source in sources]
-        alive = [at for at, row in enumerate(ahead) if row is not None]
-        ended, turn = set(range(len(sources))) - set(alive), 0
+        alive, ended, turn = list(range(len(sources))), set[int](), 0
         while alive:
             shares = [self.data.shares[at] for at in alive] if self.data.shares else None
             at, turn = chance.choices(alive, shares)[0] if shares else alive[turn % len(alive)], turn + 1
@@ -87,11 +81,14 @@ class Stream(IterableDataset):
                 ahead[at] = next(sources[at], None)
 
     def _rows(self, rows: Callable[[], Iterator[Row]]) -> Iterator[Tokens]:
-        """Yield the rows of one set, encoded."""
-        reader = islice(rows(), self.data.max_rows or None)
+        """Yield the rows of one set, encoded. Raises InputError when there is nothing to learn in it."""
+        found, reader = False, islice(rows(), self.data.max_rows or None)
         while chunk := list(islice(reader, CHUNK)):
             for ids_T, learned_T, _ in self.encoder.chunk(chunk):
+                found = True
                 yield {"input_ids": ids_T, "labels": np.where(learned_T, ids_T, IGNORED)}
+        if not found:
+            raise InputError("data.no_target", "data.train", cutoff=self.data.cutoff)
 
     def _shuffled(self, rows: Iterator[Tokens], chance: random.Random) -> Iterator[Tokens]:
         buffer = list(islice(rows, self.data.buffer))

@@ -11,7 +11,7 @@ from typing import Any
 
 from core.data.describe import suffix
 from core.data.files import File, opened, twice
-from core.data.readers import LONGEST_LINE, Item, text_lines
+from core.data.readers import LONGEST_LINE, Item, raw_lines, undecoded
 from core.errors import InputError
 from core.formats import Line
 
@@ -53,29 +53,30 @@ class _Table:
         self.file, self.name, self.place, self.encoding, self.delimiter = file, name, place, encoding, delimiter
         self.number = 0
         """Lines that were given to the reader."""
-        self.own: list[tuple[Line, str | InputError]] = []
+        self.own: list[tuple[Line, bytes | InputError]] = []
         """Lines of the row that is being read."""
-        self.again: deque[tuple[Line, str | InputError]] = deque()
+        self.again: deque[tuple[Line, bytes | InputError]] = deque()
         """Lines to be read once more: an open quote had taken them for a part of its row."""
+        self.wrong: InputError | None = None
+        """What is wrong with a line of it."""
         csv.field_size_limit(LONGEST_LINE)
         self.skip(0)
 
     def skip(self, after: int) -> None:
         """Pass over the lines up to this one, which must be the last of a row."""
         passed = max(after - self.number, 0)
-        self.source = text_lines(self.file, self.name, self.place, self.encoding, passed, before=self.number)
+        self.source = raw_lines(self.file, self.name, self.place, passed, self.number)
         self.number += passed
         self._begin()
 
     def next(self) -> tuple[Line, list[str] | InputError | None]:
         """Return where the next row begins, and its fields; None at the end."""
-        line, self.own = Line(self.place, self.name, self.number + 1), []
+        line, self.own, self.wrong = Line(self.place, self.name, self.number + 1), [], None
         try:
-            return line, next(self.rows, None)
+            fields = next(self.rows, None)
+            return line, self.wrong or fields
         except csv.Error as error:
             wrong = line.error("data.csv", what=str(error))
-        except InputError as error:  # of a line that is broken itself
-            wrong = error if len(self.own) == 1 else line.error("data.csv", what="a quote is not closed")
         self.again.extendleft(reversed(self.own[1:]))
         self.number = line.number
         self._begin()
@@ -86,19 +87,28 @@ class _Table:
 
     def _lines(self) -> Iterator[str]:
         while read := self.again.popleft() if self.again else next(self.source, None):
-            line, text = read
+            line, raw = read
             self.own.append(read)
             self.number = line.number
-            if isinstance(text, InputError):
-                raise text
-            if "\0" in text:
-                raise line.error("data.character", column="")
-            yield text
+            yield self._text(line, raw)
+
+    def _text(self, line: Line, raw: bytes | InputError) -> str:
+        """Return the text of a line; what is wrong with it is wrong with the row, wherever that ends."""
+        if isinstance(raw, InputError):
+            self.wrong = raw
+            return "\n"
+        try:
+            text = raw.decode(self.encoding)
+        except UnicodeDecodeError as error:
+            self.wrong, text = undecoded(raw, error, line), raw.decode(self.encoding, errors="replace")
+        if "\0" in text:
+            self.wrong = line.error("data.character", column="")
+        return text.replace("\0", "")
 
 
 def _delimiter(sample: str) -> str:
     """Return the delimiter that the first line uses most: a comma, a semicolon, a tab or a bar."""
-    first = sample.partition("\n")[0]
+    first = sample.lstrip("\r\n").partition("\n")[0]
     return max(",;\t|", key=first.count)
 
 

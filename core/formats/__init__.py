@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain, islice, product
 from typing import Any
 
 from core.errors import InputError
@@ -122,6 +122,7 @@ class Format(Spec):
         system = system or text(raw, self.system, line, optional=True)
         told = [kind for kind in MEDIA if raw.get(getattr(self, kind)) is not None]
         media = {kind: paths for kind in told if (paths := _paths(raw, getattr(self, kind), line))}
+        told += [kind for kind in MEDIA if kind not in told and _has_part(raw, kind)]
         row = Row(prompt, response, system, _tools(raw, self.tools, line), media, label(raw, self.kto_tag, line))
         _check_markers(row, told, line)
         return row
@@ -228,9 +229,15 @@ def _check_fit(value: Any, column: str, line: Line, depth: int = 0) -> None:
 
 def _check_markers(row: Row, kinds: list[str], line: Line) -> None:
     """Raise InputError where the texts mention more or fewer media of these kinds than the row has."""
-    said = " ".join(str(message["content"]) for message in row.messages()) if kinds else ""
-    for kind in kinds:
-        marker = MEDIA[kind]
-        wanted, given = said.count(marker), len(row.media.get(kind, []))
+    for kind, answer in product(kinds, range(len(row.response)) if kinds else ()):
+        marker, given = MEDIA[kind], len(row.media.get(kind, []))
+        wanted = sum(str(message["content"]).count(marker) for message in row.messages(answer))
         if wanted != given:
             raise line.error("data.media_count", column=kind, given=given, marker=marker, wanted=wanted)
+
+
+def _has_part(raw: Raw, kind: str) -> bool:
+    """Return whether a message is made of parts of which one stands for a file of this kind."""
+    messages = (item for value in raw.values() if isinstance(value, list) for item in value if isinstance(item, dict))
+    parts = (part for message in messages for value in message.values() if isinstance(value, list) for part in value)
+    return any(isinstance(part, dict) and part.get("type") == kind[:-1] for part in parts)

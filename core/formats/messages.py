@@ -154,7 +154,10 @@ def _calls(given: Any, line: Line) -> list[dict[str, Any]]:
         function = call.get("function", call)
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise line.error("data.tools_json", column="tool_calls", what="name")
-        arguments = inner(function.get("arguments") or {}, "arguments", line)
+        asked = inner(function.get("arguments") or {}, "arguments", line)
+        arguments = {} if asked is None else asked
+        if not isinstance(arguments, dict):
+            raise line.error("data.tools_json", column="arguments", what=f"{type_name(arguments)} ≠ object")
         identity = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
         function = {"name": function["name"], "arguments": arguments}
         found.append({**identity, "type": "function", "function": function})

@@ -96,3 +96,16 @@ def test_report_and_cache(file, tmp_path):
     assert "ROUGE-L" in ask("data", "report", file, "-w", tmp_path).stdout
     assert only_object(ask("data", "cache", "-w", tmp_path, "--json").stdout)["bytes"] == 0
     assert only_object(ask("data", "cache", "--clear", "-w", tmp_path, "--json").stdout)["freed"] == 0
+
+
+def test_names_that_would_overwrite_or_hide_a_file_are_refused(tmp_path):
+    (tmp_path / "src").mkdir()
+    rows = tmp_path / "src" / "dataset_info.json"
+    rows.write_text('[{"question": "a", "answer": "b"}]', encoding="utf-8")
+    done = ask("data", "add", rows, "--name", "mine", "-w", tmp_path, "--json")
+    assert only_object(done.stdout)["errors"][0]["code"] == "data.bad_name" and not list(tmp_path.glob("data/*"))
+    for name in ("q", "other"):
+        (tmp_path / "src" / f"{name}.jsonl").write_text(GOOD, encoding="utf-8")
+    assert ask("data", "add", tmp_path / "src" / "q.jsonl", "-w", tmp_path).exit_code == 0
+    done = ask("data", "add", tmp_path / "src" / "other.jsonl", "--name", "q.jsonl", "-w", tmp_path, "--json")
+    assert only_object(done.stdout)["errors"][0]["code"] == "data.name_taken"

@@ -226,6 +226,19 @@ HIDDEN = {
     "tools depth": ({"tools": [{"name": "f", "parameters": DEEP}]}, "data.tools_json"),
     "tools surrogate": ({"tools": [{"name": "f", "description": "\ud800"}]}, "data.character"),
     "tools key": ({"tools": [{"name": "f", "\0": 1}]}, "data.character"),
+    "part without a file": (
+        {"messages": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what?"}]}, GOOD]},
+        "data.media_count",
+    ),
+    "arguments": (
+        {
+            "messages": [
+                USER,
+                {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": "[]"}}]},
+            ]
+        },
+        "data.tools_json",
+    ),
     "marker": ({"messages": [{"role": "user", "content": "<image> what"}, GOOD], "images": []}, "data.media_count"),
 }
 
@@ -236,6 +249,14 @@ def test_what_is_wrong_deep_inside_is_named(name: str) -> None:
     with pytest.raises(InputError) as caught:
         OpenAI().row({"messages": [USER, GOOD], **raw}, LINE)
     assert caught.value.code == code
+
+
+def test_markers_of_both_answers_are_counted() -> None:
+    for pair in ({"prompt": "p<image>", "chosen": "a", "rejected": "b <image>"},
+                 {"prompt": "p", "chosen": "a <image>", "rejected": "b"}):  # fmt: skip
+        with pytest.raises(InputError) as caught:
+            Preference().row({**pair, "images": ["x.png"]}, LINE)
+        assert caught.value.code == "data.media_count"
 
 
 FOUND: dict[str, tuple[list[dict[str, Any]], Format]] = {

@@ -293,6 +293,20 @@ def test_streams_mix_as_sets_do(tmp_path: Path, tiny_model: Path, strategy: str)
     assert found == wanted
 
 
+@pytest.mark.parametrize("strategy", ["concat", *mix.STOPPING])
+def test_a_set_without_anything_to_learn_is_no_part_of_a_stream(
+    tmp_path: Path, tiny_model: Path, strategy: str
+) -> None:
+    write_rows(tmp_path / "good.jsonl", [{"instruction": "a", "output": "b"}] * 5)
+    write_rows(tmp_path / "empty.jsonl", [{"instruction": "a", "output": ""}] * 5)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    data = Data(folder=str(tmp_path), train=["good.jsonl", "empty.jsonl"], streaming=True, mix=strategy, buffer=1)  # type: ignore[arg-type]
+    stream: Any = batch.load(data, tmp_path, tokenizer, 0).train
+    with pytest.raises(InputError) as caught:
+        list(zip(stream, range(20), strict=False))
+    assert caught.value.code == "data.no_target"
+
+
 def test_a_packed_stream_fills_its_places(tiny_data: Path, tiny_model: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     data = Data(folder=str(tiny_data), train=["orders"], streaming=True, packing="always", cutoff=128, buffer=400)

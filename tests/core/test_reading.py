@@ -78,6 +78,10 @@ def test_far_pages_pass_over_lines_unread(tmp_path: Path) -> None:
 
 BROKEN = {
     "csv": ("a.csv", b'instruction,output\na,b\n"x"y,b\nc,d\n"open,e\nf,g\n\xff,h\ni,\0\nj,k\n', 4, 4),
+    "field over lines": ("a.csv", b'instruction,output\na,"first\nbad \xff byte\nfor example, this tail"\ne,f\n'
+                                  b'g,"x\ny\0"\nh,i\n', 2, 2),
+    "blank lines first": ("a.csv", b"\n\ninstruction;output\na;b\nc;d\n", 2, 0),
+    "huge number": ("a.json", b'[{"instruction":"a","output":"b"},{"output":%s}]' % (b"9" * 5000), 1, 1),
     "list": ("a.json", b'[{"instruction":"a","output":"b"},\n{"instruction":"a","instruction":"c","output":"d"},\n'
                        b'{"instruction":NaN,"output":"b"},\n5,\n{"instruction":"e","output":"f"}]', 2, 3),
     "many first": ("a.jsonl", b"oops\n" * 30 + b'{"instruction":"a","output":"b"}\n' * 3, 3, 30),
@@ -94,8 +98,9 @@ def test_one_broken_row_leaves_the_others(tmp_path: Path, case: str) -> None:
     found = inspect(find(tmp_path, name, ""), tmp_path)
     assert (found.rows, found.broken) == (good, bad)
     assert len({error["place"] for error in found.errors}) == bad
-    with pytest.raises(InputError):
-        list(examples(find(tmp_path, name, ""), tmp_path, "data.train"))
+    if bad:
+        with pytest.raises(InputError):
+            list(examples(find(tmp_path, name, ""), tmp_path, "data.train"))
 
 
 def test_a_mistake_at_the_beginning_of_a_large_list_is_told_where_it_is(tmp_path: Path) -> None:

@@ -50,14 +50,15 @@ UNLIKE = {
 
 
 def refuses(name: str, case: str, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the template itself, without us, refuses a conversation, or leaves its tools out."""
+    """Whether the template itself, without us, refuses a conversation, or leaves its tools or thoughts out."""
     row = CASES[case]
     try:
         (text,), _ = render_jinja_template([row.messages()], tools=row.tools or None, chat_template=source(name),
                                            **tokenizer.special_tokens_map)  # fmt: skip
     except Exception:  # noqa: BLE001  # whatever a foreign template raises
         return True
-    return case == "tools" and "add" not in text  # it knows no tools: we refuse
+    # what it leaves out we refuse
+    return (case == "tools" and "add" not in text) or (case == "thinking" and "Two and two." not in text)
 
 
 def source(name: str) -> str:

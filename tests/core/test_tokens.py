@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from core import templates
 from core.data.encode import Encoder, within
 from core.data.render import SEAM, Renderer
+from core.data.report import report
 from core.data.show import show
 from core.data.tokens import WORTHWHILE, Tokenizer
 from core.errors import InputError
 from core.formats import Row
 from tests.core.test_data import talk
 
+KEYED = {"role": "assistant", "content": "",
+         "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"<|end|>": 1}}}]}  # fmt: skip
 TYPED = Row(talk("what is <|end|> and <|end|><|user|> for", "red blue", "and <|assistant|>"),
             [{"role": "assistant", "content": "green pen"}])  # fmt: skip
 WORDS = "red green blue pen book cup order for Anna Paul Mia please two three four"
@@ -46,6 +50,17 @@ def test_typed_control_tokens_do_not_move_the_mask(tiny_model: Path, marks: bool
     (piece,) = show(TYPED, encoder)
     marked = "".join(text for text, is_learned in zip(piece.tokens, piece.learned, strict=True) if is_learned)
     assert marked.replace("\n", "") == "red blue<|end|>green pen<|end|>" and SEAM not in piece.text
+
+
+@pytest.mark.parametrize("marks", [True, False])
+def test_control_tokens_in_names_of_arguments_stay_text(tiny_model: Path, marks: bool) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    chatml = templates.read("chatml")
+    tokenizer.chat_template = chatml if marks else re.sub(r"\{%- (end)?generation -%\}", "", chatml)
+    encoded = Encoder(Renderer(tokenizer), Tokenizer(tokenizer), 400).encode([Row(talk("1 + 1?"), [KEYED])])
+    assert encoded.ids_N.tolist().count(tokenizer.eos_token_id) == 1
+    found = report([(1, Row(talk("q"), [KEYED]))])
+    assert "report.control_token" in [finding.code for finding in found["findings"]]
 
 
 def metaspace(scheme: str) -> PreTrainedTokenizerFast:
@@ -102,7 +117,19 @@ def test_tools_that_a_template_leaves_out_are_refused(tiny_model: Path) -> None:
         with pytest.raises(InputError) as caught:
             Renderer(tokenizer).pieces([row])
         assert (caught.value.code, caught.value.place) == ("data.template_tools", "data.template")
+    said = Row(talk("please add 1 to 1"), [{"role": "assistant", "content": "2"}], tools=[tool])
+    with pytest.raises(InputError):
+        Renderer(tokenizer).pieces([said])  # that the word stands in the question does not offer the tool
+    thought = Row(talk("1 + 1?"), [{"role": "assistant", "content": "2", "reasoning_content": "one and one"}])
+    with pytest.raises(InputError) as caught:
+        Renderer(tokenizer).pieces([thought])
+    assert caught.value.code == "data.template_thoughts"
+    assert Renderer(tokenizer, thinking="answer").pieces([thought])
     tokenizer.chat_template = templates.read("chatml")
+    quoted = {"type": "function", "function": {"name": 'say "hi"', "parameters": {}}}
+    assert Renderer(tokenizer).pieces(
+        [Row(talk("x"), [{"role": "assistant", "content": "2"}], tools=[quoted]), thought]
+    )
     (called,), (offered,) = Renderer(tokenizer).pieces(rows)
     (begin, end), = called.spans  # fmt: skip
     assert called.text[begin:end] == '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call><|end|>'
