@@ -20,7 +20,8 @@ CANNOT: dict[str, tuple[type[Exception], str]] = {
     "gemma3n": (ImportError, "timm"),
 }
 """Types of which no tiny model can be built here, and what is raised instead."""
-EXTRA = ("gemma3n_text",)
+EXTRA = ("gemma3n_text", "ministral3", "mistral4")
+"""Types of the text part alone: of a type in CANNOT, or of models whose own type takes any text part."""
 PARTS = {"qwen2_5_omni": "thinker", "qwen3_omni_moe": "thinker"}
 """Types whose whole has no forward, and the part that has one and is trained in its place."""
 INPUTS = {"molmo2": "mm_token_type_ids"}
@@ -93,6 +94,8 @@ def test_type_learns(model_type: str):
     targets = lora_targets(model_type)
     step(with_lora(model, targets), batch)
     if targets != "all-linear":
+        names = [name for name, _ in trained_part(model_type).named_modules()]
+        assert all(any(name.endswith(f".{target}") for name in names) for target in targets)
         with pytest.raises(BREAKS):
             step(with_lora(trained_part(model_type), "all-linear"), batch)
     if model_type in INPUTS:
