@@ -1,0 +1,79 @@
+"""Models that are known to fit, from registry.csv: what each is, how large, what it reads, which settings suit it.
+
+A row is advice, never a condition: a model that is not listed is loaded all the same. Cold: the standard library only.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+FILE = Path(__file__).with_suffix(".csv")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model. None and empty texts stand where nothing certain is known."""
+
+    id: str
+    """Its name on the hub: org/name."""
+    family: str
+    type: str
+    """The model_type of its config.json; empty where transformers has no such type and the model brings its code."""
+    parameters: float | None
+    """In billions."""
+    active: float | None
+    """Billions that work on one token, in a mixture of experts."""
+    context: int | None
+    """Longest input in tokens."""
+    modality: tuple[str, ...]
+    """What it reads, out of text, image, video, audio; all write text."""
+    template: str
+    """Which of our templates suits a model that ships none."""
+    gated: bool
+    """Whether the hub asks for consent before a download."""
+    settings: tuple[str, ...]
+    """Assignments such as data.thinking=answer, as config.override takes them."""
+    note: str
+
+
+@cache
+def entries() -> tuple[Entry, ...]:
+    """Return every model, by family, the smaller ones of it first."""
+    with FILE.open(encoding="utf-8", newline="") as stream:
+        return tuple(_entry(row) for row in csv.DictReader(stream))
+
+
+def find(text: str) -> list[Entry]:
+    """Return the models whose id, family or modality hold every word of the text, smaller models first."""
+    words = text.casefold().split()
+    found = [entry for entry in entries() if all(word in _searched(entry) for word in words)]
+    return sorted(found, key=lambda entry: math.inf if entry.parameters is None else entry.parameters)
+
+
+def of_type(model_type: str) -> list[Entry]:
+    """Return the models of one model_type; none for an empty one."""
+    return [entry for entry in entries() if model_type and entry.type == model_type]
+
+
+def _searched(entry: Entry) -> str:
+    return f"{entry.id}\n{entry.family}\n{'+'.join(entry.modality)}".casefold()
+
+
+def _entry(row: dict[str, str]) -> Entry:
+    return Entry(
+        id=row["id"],
+        family=row["family"],
+        type=row["type"],
+        parameters=float(row["parameters"]) if row["parameters"] else None,
+        active=float(row["active"]) if row["active"] else None,
+        context=int(row["context"]) if row["context"] else None,
+        modality=tuple(row["modality"].split("+")),
+        template=row["template"],
+        gated=row["gated"] == "1",
+        settings=tuple(row["settings"].split()),
+        note=row["note"],
+    )

@@ -1,0 +1,146 @@
+"""The registry of models: its rows, and one full and one LoRA step of a tiny model of every type in it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+from core import config, templates
+from core.models.registry import Entry, entries, find, of_type
+from tests.core import tiny
+
+TYPES = sorted({entry.type for entry in entries() if entry.type})
+CANNOT: dict[str, tuple[type[Exception], str]] = {
+    # the vision tower comes from the timm package; EXTRA walks the rest of the model
+    "gemma3n": (ImportError, "timm"),
+}
+"""Types of which no tiny model can be built here, and what is raised instead."""
+EXTRA = ("gemma3n_text", "ministral3", "mistral4")
+"""Types of the text part alone: of a type in CANNOT, or of models whose own type takes any text part."""
+PARTS = {"qwen2_5_omni": "thinker", "qwen3_omni_moe": "thinker"}
+"""Types whose whole has no forward, and the part that has one and is trained in its place."""
+INPUTS = {"molmo2": "mm_token_type_ids"}
+"""Types that refuse to train on text alone, and the input they ask for: which tokens are images (none)."""
+BREAKS = (ValueError, AttributeError, RuntimeError)
+"""What all-linear leads to where the rows name targets: peft refuses Mamba's out_proj and whole layers; routers and
+grouped layers return what LoRA can't add to."""
+
+
+def test_counts_and_order():
+    every = entries()
+    assert len(every) >= 130 and len({entry.family for entry in every}) >= 35
+    assert len({entry.id.casefold() for entry in every}) == len(every)
+    assert list(every) == sorted(every, key=lambda e: (e.family.casefold(), e.parameters or 1e9, e.id.casefold()))
+    assert entries() is every
+
+
+@pytest.mark.parametrize("entry", entries(), ids=lambda entry: entry.id)
+def test_row(entry: Entry):
+    assert re.fullmatch(r"[\w-]+/[\w.-]+", entry.id) and entry.family == entry.family.strip() != ""
+    assert entry.type in CONFIG_MAPPING_NAMES or (not entry.type and "code of its own only" in entry.note)
+    assert entry.modality[0] == "text" and set(entry.modality) <= {"text", "image", "video", "audio"}
+    assert len(set(entry.modality)) == len(entry.modality)
+    assert entry.template in ("", *templates.names()[1:])
+    assert entry.parameters is None or 0.05 <= entry.parameters <= 2000
+    assert entry.active is None or 0.3 <= entry.active < (entry.parameters or 100) <= 2000
+    assert entry.context is None or 1024 <= entry.context <= 10_485_760
+    assert isinstance(config.resolve(config.override(entry.settings)), config.Run)
+    if entry.type in {*CANNOT, *PARTS, *INPUTS} or any("tuner.targets" in setting for setting in entry.settings):
+        assert entry.note
+
+
+def test_sizes_agree_with_names():
+    """7B in a name of a text model tells the size, A3B the active part; both are rounded, often boldly."""
+    wrong = []
+    for entry in entries():
+        name = entry.id.partition("/")[2]
+        sizes = re.findall(r"(?<![\w.])(\d+(?:[._]\d+)?)[Bb](?![a-z0-9])", name)
+        if sizes and entry.parameters and entry.modality == ("text",):
+            told = max(float(size.replace("_", ".")) for size in sizes)
+            if not told / 1.5 <= entry.parameters <= told * 1.5:
+                wrong.append(entry.id)
+        active = re.search(r"-A(\d+(?:\.\d+)?)B", name)
+        if active and entry.active and not 0.6 <= entry.active / float(active[1]) <= 1.6:
+            wrong.append(entry.id)
+    assert wrong == []
+
+
+def test_find():
+    assert find("qwen3 8b")[0].id.startswith("Qwen/")
+    assert "google/gemma-3-270m-it" in {entry.id for entry in find("GEMMA 3")}
+    sizes = [entry.parameters or 1e9 for entry in find("llama")]
+    assert sizes == sorted(sizes) and len(sizes) > 10
+    assert find("audio") and all(
+        "audio" in (*entry.modality, entry.id.casefold()) for entry in find("text+image+video+audio")
+    )
+    assert find("no such model") == [] and len(find("")) == len(entries())
+
+
+def test_of_type():
+    assert {entry.type for entry in of_type("qwen3_moe")} == {"qwen3_moe"}
+    assert of_type("") == [] and of_type("nonsense") == []
+
+
+@pytest.mark.parametrize("model_type", [name for name in (*TYPES, *EXTRA) if name not in CANNOT])
+def test_type_learns(model_type: str):
+    model, batch = trained_part(model_type), tiny.tiny_batch(*filter(None, [INPUTS.get(model_type)]))
+    assert sum(parameter.numel() for parameter in model.parameters()) < 10_000_000
+    step(model, batch)
+    targets = lora_targets(model_type)
+    step(with_lora(model, targets), batch)
+    if targets != "all-linear":
+        names = [name for name, _ in trained_part(model_type).named_modules()]
+        assert all(any(name.endswith(f".{target}") for name in names) for target in targets)
+        with pytest.raises(BREAKS):
+            step(with_lora(trained_part(model_type), "all-linear"), batch)
+    if model_type in INPUTS:
+        with pytest.raises(ValueError, match=INPUTS[model_type]):
+            step(model, tiny.tiny_batch())
+
+
+@pytest.mark.parametrize("model_type", CANNOT)
+def test_exception_still_holds(model_type: str):
+    error, says = CANNOT[model_type]
+    with pytest.raises(error, match=says):
+        tiny.tiny_model(model_type)
+
+
+def trained_part(model_type: str) -> Any:
+    """Return the tiny model of a type, or the part of it that has a forward."""
+    model = tiny.tiny_model(model_type)
+    if model_type not in PARTS:
+        return model
+    with pytest.raises(TypeError, match="_forward_unimplemented"):
+        model(**tiny.tiny_batch())
+    return getattr(model, PARTS[model_type])
+
+
+def lora_targets(model_type: str) -> str | list[str]:
+    """Return the targets that the rows of a type name in their settings, all rows the same; all-linear else."""
+    named = {tuple(s for s in entry.settings if s.startswith("tuner.targets=")) for entry in of_type(model_type)}
+    assert len(named) <= 1
+    found = next(iter(named), ())
+    return config.override(found)["tuner"]["targets"] if found else "all-linear"
+
+
+def with_lora(model: Any, targets: str | list[str]) -> Any:
+    return get_peft_model(model, LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM"))
+
+
+def step(model: Any, batch: dict[str, torch.Tensor]) -> None:
+    """Take one step on text and see that it moves what it should."""
+    model.train()
+    model.zero_grad()
+    loss = model(**batch).loss
+    assert torch.isfinite(loss)
+    loss.backward()
+    learning = [p for p in model.parameters() if p.requires_grad and p.grad is not None and p.grad.any()]
+    assert learning and all(torch.isfinite(p.grad).all() for p in learning)
+    before = [p.detach().clone() for p in learning]
+    torch.optim.AdamW(learning, lr=1e-3).step()
+    assert any(not torch.equal(old, new) for old, new in zip(before, learning, strict=True))
