@@ -9,6 +9,7 @@ from app.jobs import tuned_runs
 from core import templates
 from core.data.describe import sets
 from core.errors import InputError
+from core.models import registry
 from core.sections import DEMO_DATA, DEMO_MODEL
 from core.workspace import jailed
 
@@ -20,7 +21,8 @@ MOST = 200
 def offers(pick: str, workspace: Path, allowed: tuple[Path, ...] = (), folder: str = DEMO_DATA) -> list[str]:
     """Return what a field of this kind of pick offers; `folder` is the data folder whose sets are meant."""
     if pick == "model":
-        return [DEMO_MODEL, *_with("config.json", workspace, allowed)]
+        known = (entry.id for entry in registry.entries() if entry.type and entry.modality == ("text",))
+        return [DEMO_MODEL, *_with("config.json", workspace, allowed), *known]
     if pick == "data":
         return [DEMO_DATA, *_with("dataset_info.json", workspace, allowed)]
     if pick == "set":

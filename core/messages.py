@@ -226,6 +226,7 @@ MESSAGES: dict[str, str] = {
     "report.near_leak": "{count} rows of the evaluation set are nearly the same as trained ones (lines {lines}). Look at them before you trust the evaluation.",
     # tuners and checkpoints
     "tuner.nothing": "Nothing would learn with these settings. Choose at least one layer or module.",
+    "tuner.pattern": "“{given}” is no module and no regular expression: {what}.",
     "tuner.no_module": "The model has no module “{module}”. It has, for example: {known}.",
     "freeze.layers": "{given} layers are asked for, the model has {count}. Give {count} or fewer.",
     "lora.pissa_rank": "PiSSA takes {rank} singular parts from each weight, the smallest has {limit}. Lower the rank to {limit}.",

@@ -1,6 +1,7 @@
 """Models that are known to fit, from registry.csv: what each is, how large, what it reads, which settings suit it.
 
 A row is advice, never a condition: a model that is not listed is loaded all the same. Cold: the standard library only.
+`python -m core.models.registry` writes docs/models.md from it.
 """
 
 from __future__ import annotations
@@ -77,3 +78,31 @@ def _entry(row: dict[str, str]) -> Entry:
         settings=tuple(row["settings"].split()),
         note=row["note"],
     )
+
+
+HEAD = """# Models
+
+{count} models and what is known of them. A row is advice: any other folder or hub id is tried just the same. Of every
+type named in the second column a tiny model takes a full and a LoRA step in the tests (tests/core/test_registry.py). A
+model without a type there brings code of its own and is refused. Models that read more than text can't be loaded yet.
+Written by `python -m core.models.registry`.
+
+| model | type | billions of weights (active) | context | reads | template | notes |
+|---|---|---|---|---|---|---|
+"""
+
+
+def page() -> str:
+    """Return docs/models.md."""
+    lines = []
+    for entry in entries():
+        size = f"{entry.parameters:g}" if entry.parameters else ""
+        size += f" ({entry.active:g})" if entry.active else ""
+        notes = "; ".join(filter(None, ["consent on the hub" if entry.gated else "", *entry.settings, entry.note]))
+        cells = (entry.id, entry.type, size, entry.context or "", ", ".join(entry.modality), entry.template, notes)
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return HEAD.format(count=len(entries())) + "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    (Path(__file__).parents[2] / "docs" / "models.md").write_text(page(), encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, LiteralString
 
@@ -33,8 +34,11 @@ class Lora(Tuner):
     Share of the adapter's input dropped in training. Raise it when few rows are learned by heart. Typical: 0 to 0.1."""
     targets: list[str] = knob(["all-linear"], min_length=1, max_length=64, expert=True)
     """Targets
-    Names of the modules that get an adapter, for example q_proj and v_proj. all-linear means every linear layer but
-    the head."""
+    Names of the modules that get an adapter, for example q_proj and v_proj, or regular expressions of whole names.
+    all-linear means every linear layer of the text part but the head and what chooses experts."""
+    extra: list[str] = knob([], max_length=64, expert=True)
+    """Modules that learn whole
+    Names such as embed_tokens or lm_head, which are trained and saved beside the adapter."""
     rslora: bool = knob(False, expert=True)
     """rsLoRA
     Scale by alpha / √rank instead (arXiv 2312.03732). Turn it on for ranks above 64."""
@@ -59,6 +63,7 @@ class Lora(Tuner):
             lora_alpha=self.alpha,  # type: ignore[arg-type]  # peft computes with it and takes any number
             lora_dropout=self.dropout,
             target_modules=self._targets(model),
+            modules_to_save=self.extra or None,
             use_rslora=self.rslora,
             use_dora=self.dora,
         )
@@ -74,15 +79,19 @@ class Lora(Tuner):
                 self._as_plain_lora(place, folder / "beginning")
         return folder / "adapter"
 
-    def _targets(self, model: PreTrainedModel) -> str | list[str]:
-        if self.targets == ["all-linear"]:
-            return "all-linear"
+    def _targets(self, model: PreTrainedModel) -> list[str]:
+        """Return the names of the modules that get an adapter; raise InputError for a target that fits none."""
+        from core.models.linear import linear, short
+
         modules = [name for name, module in model.named_modules() if not any(module.children())]
+        _check_known(self.extra, modules, "tuner.lora.extra")
+        found: dict[str, None] = {}
         for target in self.targets:
-            if not any(name == target or name.endswith(f".{target}") for name in modules):
-                known = sorted({name.rpartition(".")[2] for name in modules})
-                raise InputError("tuner.no_module", "tuner.lora.targets", module=target, known=", ".join(known[:20]))
-        return self.targets
+            fitting = linear(model) if target == "all-linear" else _fitting(target, modules)
+            if not fitting:
+                raise _no_module(target, modules, "tuner.lora.targets")
+            found |= dict.fromkeys(fitting)
+        return short(model, list(found))
 
     def _begin_with_principal_parts(self, model: Any, beginning: Path) -> None:
         """Move the largest singular parts of each weight into its adapter: W = (W - s·B·A) + s·B·A.
@@ -124,6 +133,26 @@ class Lora(Tuner):
         config: Any = LoraConfig.from_pretrained(str(adapter))
         config.r, config.lora_alpha = 2 * self.rank, self.alpha * (2**0.5 if self.rslora else 2)  # s stays the same
         config.save_pretrained(str(adapter))
+
+
+def _fitting(target: str, modules: list[str]) -> list[str]:
+    """Return the modules that a name, the end of one, or a regular expression of a whole name means."""
+    named = [name for name in modules if name == target or name.endswith(f".{target}")]
+    try:
+        return named or [name for name in modules if re.fullmatch(target, name)]
+    except re.error as error:
+        raise InputError("tuner.pattern", "tuner.lora.targets", given=target[:80], what=str(error)) from None
+
+
+def _check_known(names: list[str], modules: list[str], place: str) -> None:
+    for name in names:
+        if not any(f".{name}." in f".{module}." for module in modules):
+            raise _no_module(name, modules, place)
+
+
+def _no_module(name: str, modules: list[str], place: str) -> InputError:
+    known = sorted({module.rpartition(".")[2] for module in modules})
+    return InputError("tuner.no_module", place, module=name, known=", ".join(known[:20]))
 
 
 def _set_principal(layer: Any) -> None:

@@ -130,3 +130,32 @@ def test_an_old_result_is_replaced_whole(model: PreTrainedModel, tiny_model: Pat
     (tmp_path / "model" / "stale.safetensors").write_bytes(b"")
     place = Full().save(model, AutoTokenizer.from_pretrained(tiny_model), tmp_path)
     assert not (place / "stale.safetensors").exists() and weights(place)
+
+
+def test_targets_are_names_ends_of_names_or_patterns(model: PreTrainedModel, tmp_path: Path) -> None:
+    for targets, count in ((["q_proj"], 2), (["layers.1.mlp.up_proj"], 1), ([r".*\.layers\.0\..*_proj"], 7),
+                           (["all-linear", "embed_tokens"], 15)):  # fmt: skip
+        fresh = AutoModelForCausalLM.from_config(model.config)
+        tuned: Any = Lora(rank=4, targets=targets).attach(fresh, tmp_path)
+        assert len([module for module in tuned.modules() if isinstance(module, LoraLayer)]) == count, targets
+    for target, code in (("magic_proj", "tuner.no_module"), ("(", "tuner.pattern")):
+        with pytest.raises(InputError) as caught:
+            Lora(targets=[target]).attach(model, tmp_path)
+        assert (caught.value.code, caught.value.place) == (code, "tuner.lora.targets")
+
+
+def test_modules_that_learn_whole_are_saved_beside_the_adapter(
+    model: PreTrainedModel, tiny_model: Path, tmp_path: Path
+) -> None:
+    tuner = Lora(rank=4, extra=["embed_tokens", "lm_head"])
+    tuned: Any = tuner.attach(model, tmp_path)
+    learning = {name for name, parameter in tuned.named_parameters() if parameter.requires_grad and "lora_" not in name}
+    assert {name.split(".modules_to_save")[0].rpartition(".")[2] for name in learning} == {"embed_tokens", "lm_head"}
+    learn_a_little(tuned)
+    trained = logits(tuned)
+    place = tuner.save(tuned, AutoTokenizer.from_pretrained(tiny_model), tmp_path)
+    fresh = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    assert (logits(PeftModel.from_pretrained(fresh, place)) - trained).abs().max() <= 1e-5
+    with pytest.raises(InputError) as caught:
+        Lora(extra=["magic"]).attach(AutoModelForCausalLM.from_pretrained(tiny_model), tmp_path)
+    assert (caught.value.code, caught.value.place) == ("tuner.no_module", "tuner.lora.extra")
