@@ -98,14 +98,27 @@ def follow_base(page: Page, form: Form, field: str) -> None:
         given = dict(zip((s.path for s in form.settings), values, strict=True))
         chosen = given[field][0] if isinstance(given[field], list) and given[field] else given[field]
         try:
-            model = jobs.base(str(chosen), page.workspace) if chosen else {}
+            model = _base(form, str(chosen), page.workspace) if chosen else {}
         except (InputError, OSError):
             model = {}  # an odd folder: the form says so at Start
-        given |= {f"model.{name}": value for name, value in model.items() if f"model.{name}" in given}
-        return form.updates(language, list(given.values()), before=before, fill=bool(model))
+        return form.updates(language, list((given | model).values()), before=before, fill=bool(model))
 
     picked: Any = form.fields[field]  # gradio makes its events at run time
     picked.input(choose, state, form.outputs, **QUIET)
+
+
+def _base(form: Form, reference: str, workspace: Path) -> dict[str, Any]:
+    """Return the values of the fields that say which base a run or an adapter was tuned from, and how it was loaded."""
+    model = jobs.base(reference, workspace)
+    if not model:
+        return {}
+    job = config.resolve({"model": {key: value for key, value in model.items() if _shown(form, key)}}, job=form.kind)
+    values = zip(form.settings, form.values(job), strict=True)
+    return {s.path: value for s, value in values if s.path.split(".")[0] == "model" and s.path.split(".")[1] in model}
+
+
+def _shown(form: Form, key: str) -> bool:
+    return f"model.{key}" in form.fields
 
 
 def suggest(page: Page, form: Form, field: str) -> None:
@@ -113,7 +126,8 @@ def suggest(page: Page, form: Form, field: str) -> None:
 
     When nothing is chosen yet, the run that the page shows, else the newest.
     """
-    fields = [form.fields[field], form.fields["model.path"]]
+    paths = [path for path in form.fields if path.startswith("model.")]
+    fields = [form.fields[field], *(form.fields[path] for path in paths)]
 
     def choose(run: str, chosen: Any) -> list[Any]:
         return adopt((wished(page, run) if not chosen else "", 0), chosen)
@@ -121,8 +135,9 @@ def suggest(page: Page, form: Form, field: str) -> None:
     def adopt(wish: tuple[str, int], chosen: Any) -> list[Any]:
         if not wish[0]:
             return [gr.skip()] * len(fields)
-        model = jobs.base(wish[0], page.workspace)
-        return [[wish[0]] if isinstance(chosen, list) else wish[0], model["path"]]
+        model = _base(form, wish[0], page.workspace)
+        told = [model[path] if path in model else gr.skip() for path in paths]
+        return [[wish[0]] if isinstance(chosen, list) else wish[0], *told]
 
     retell(page, form, gr.on([page.run.change, page.tabs.select], choose, [page.run, fields[0]], fields, **QUIET))
     retell(page, form, page.subject.change(adopt, [page.subject, fields[0]], fields, **QUIET))

@@ -7,9 +7,10 @@ import pytest
 from app.lean import gr  # isort: skip
 from app.fields import element_id
 from app.form import Form
+from app.jobtab import _base
 from app.page import Page
 from app.settings_text import SettingsText
-from core import config
+from core import config, runs
 from core.errors import InputError
 from core.recipes import recipes
 
@@ -163,3 +164,17 @@ def test_wrong_yaml_leaves_the_fields_alone(tmp_path, text):
     updates = panel._load(text, "en", [], *form.defaults())
     assert not any("value" in update for update in updates[: len(form.inputs)])
     assert updates[form.outputs.index(form.note)]["value"]
+
+
+@pytest.mark.parametrize("kind", ["serving", "evaluation", "export"])
+def test_the_base_of_a_run_comes_with_the_way_it_was_loaded(kind, tmp_path):
+    trained = {"model": {"path": "some/model", "quantizer": {"kind": "bnb_4bit", "type": "fp4"}}}
+    folder = runs.create(config.resolve(trained), tmp_path)
+    (folder / "adapter").mkdir()
+    skip = ("model.quantizer",) if kind == "export" else ()
+    form = make_form(tmp_path, config.JOBS[kind], skip=skip)
+    told = _base(form, folder.name, tmp_path)
+    assert told["model.path"] == "some/model" and set(told) <= set(form.fields)
+    job = config.resolve(form.layer(edited(form, **{path.replace(".", "__"): value for path, value in told.items()})))
+    wanted = {"kind": "none"} if kind == "export" else {"kind": "bnb_4bit", "type": "fp4"}
+    assert wanted.items() <= job.model.quantizer.model_dump().items()
