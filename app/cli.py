@@ -8,7 +8,7 @@ from __future__ import annotations
 import tomllib
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, get_origin
+from typing import Annotated, Any, get_origin
 
 import typer
 
@@ -126,7 +126,9 @@ def export(
     as_json: Json = False,
 ) -> None:
     with answering(as_json) as answer:
-        asked = {"source": run, **({"folder": str(Path(to).expanduser().resolve())} if to else {})}
+        # what was trained above few bits is merged into the whole weights
+        asked: dict[str, Any] = {"source": run, "model": {"quantizer": {"kind": "none"}}}
+        asked |= {"folder": str(Path(to).expanduser().resolve())} if to else {}
         job = config.resolve(from_tuned(run, room(place)), asked, *layers(words), job="export")
         _do(job, "export", room(place), detach, answer)
         if metrics := answer.fields["metrics"]:

@@ -54,7 +54,10 @@ def base(reference: str, workspace: Path) -> dict[str, Any]:
     """Return the `model` settings that a run or an adapter folder was tuned from; {} where the folder does not tell."""
     if (workspace / "runs" / reference / "run.yaml").is_file():
         job = settings(workspace / "runs" / reference)
-        return job.model.model_dump()
+        model = job.model.model_dump()
+        if isinstance(job, config.Run) and job.model.rope != "none":
+            model["context"] = job.model.context or job.data.cutoff
+        return model
     folder = tuned(reference, workspace)
     if not (folder / "adapter_config.json").is_file():
         return {}

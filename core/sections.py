@@ -29,6 +29,13 @@ class Model(Spec):
     quantizer: Annotated[Quantizer, choice("core.quantizers")] = knob({"kind": "none"})
     """Quantization
     In how many bits the weights are held. Fewer let a larger model fit; only adapters can be trained above them."""
+    rope: Literal["none", "linear", "dynamic", "yarn", "llama3"] = knob("none", expert=True)
+    """Longer inputs
+    How the positions of the model are stretched when rows are longer than it was made for. Yarn and llama3 keep short
+    inputs best; linear wants more training."""
+    context: int = knob(0, ge=0, le=1 << 24, expert=True)
+    """Context
+    Longest input in tokens that the model is stretched to. 0: the cutoff length of the run."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = knob("auto", expert=True)
     """Attention
     Implementation of attention. Auto takes sdpa, the fastest that every device has."""

@@ -19,7 +19,8 @@ from core.errors import InputError, Stopped
 from core.evaluation import metrics
 from core.evaluation.likelihood import batches, loss
 from core.events import finite
-from core.models.answering import Message, context_length, draw, encode, render, room, sampling
+from core.models import rope
+from core.models.answering import Message, draw, encode, render, room, sampling
 from core.models.lineup import Lineup
 from core.sections import Evaluated
 from core.workspace import Context, locate
@@ -105,7 +106,7 @@ class _Exam:
 
     def perplexity(self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> float:
         """Return the perplexity of all reference answers, each token of them counted once."""
-        context, cutoff = context_length(model), self.job.evaluated.cutoff
+        context, cutoff = rope.context(model.config), self.job.evaluated.cutoff
         rows = []
         for prompt, answer in zip(*self._tokens(tokenizer), strict=True):
             answer = answer[: context - 1]

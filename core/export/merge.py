@@ -22,8 +22,8 @@ from core.config import Export
 from core.errors import InputError, Stopped
 from core.export.card import card
 from core.export.target import target
+from core.models import rope
 from core.models.adapters import load_adapter
-from core.models.answering import context_length
 from core.models.device import DTYPES
 from core.models.inspect import inspect
 from core.models.loading import embedding_rows, load, load_model, model_folder
@@ -137,7 +137,7 @@ def _phase(context: Context, phase: str, **params: Any) -> None:
 
 def _probe(model: PreTrainedModel) -> torch.Tensor:
     """Return token ids (B, T) from all over the vocabulary, always the same for the same model."""
-    length = min(PROBE_TOKENS, context_length(model))
+    length = min(PROBE_TOKENS, rope.context(model.config))
     seeded = torch.Generator().manual_seed(PROBE_SEED)
     return torch.randint(embedding_rows(model), (PROBE_ROWS, length), generator=seeded)
 

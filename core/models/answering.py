@@ -21,6 +21,7 @@ from core.data.render import controls, escaped
 from core.data.tokens import Tokenizer
 from core.errors import InputError
 from core.formats import Message
+from core.models.rope import context
 from core.sections import Generation
 
 
@@ -43,11 +44,6 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[lis
     return [ids.tolist() for ids, _, _ in Tokenizer(tokenizer).encode(texts)]
 
 
-def context_length(model: PreTrainedModel) -> int:
-    """Return the longest input in tokens; a very large number for a model without a limit of its own."""
-    return model.config.get_text_config().to_dict().get("max_position_embeddings") or 1 << 30
-
-
 def sampling(generation: Generation, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
     """Return the settings in the terms of transformers; answers end at the end token of tokenizer or model."""
     own = model.generation_config.eos_token_id if model.generation_config else None
@@ -68,11 +64,11 @@ def sampling(generation: Generation, model: PreTrainedModel, tokenizer: PreTrain
 
 def room(model: PreTrainedModel, generation: Generation) -> int:
     """Return how many tokens a question may have so that the longest answer still fits; raise InputError when none."""
-    context = context_length(model)
-    if generation.max_new_tokens >= context:
+    limit = context(model.config)
+    if generation.max_new_tokens >= limit:
         raise InputError("generation.too_long", "generation.max_new_tokens", given=generation.max_new_tokens,
-                         context=context)  # fmt: skip
-    return context - generation.max_new_tokens
+                         context=limit)  # fmt: skip
+    return limit - generation.max_new_tokens
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> dict[str, torch.Tensor]:

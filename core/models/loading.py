@@ -37,6 +37,7 @@ from core.models.device import compute_dtype, pick_device
 from core.models.inspect import inspect
 from core.models.packages import require
 from core.models.packed import method, packing
+from core.models.rope import stretch
 from core.sections import Hardware, Model
 from core.workspace import HUB_ID, locate
 
@@ -92,15 +93,22 @@ def load_tokenizer(
     return tokenizer
 
 
-def load_model(model: Model, workspace: Path, hardware: Hardware, *, training: bool = False) -> PreTrainedModel:
+def load_model(
+    model: Model, workspace: Path, hardware: Hardware, *, training: bool = False, longest: int = 0
+) -> PreTrainedModel:
     """Return the model on its device, in eval mode, every weight as stored.
 
-    Weights are in the compute dtype; for training on a CPU they are fp32 whatever the precision.
+    Weights are in the compute dtype; for training on a CPU they are fp32 whatever the precision. longest: tokens to
+    which positions are stretched where the settings leave it open.
     Raises InputError at model.path, DeviceError at hardware.device.
     """
     device = pick_device(hardware)
     folder = model_folder(model, workspace)
     config = _config(folder)
+    if model.rope != "none":
+        if not (wanted := model.context or longest):
+            raise InputError("rope.no_context", "model.context")
+        stretch(config, model.rope, wanted)
     dtype = torch.float32 if training and device.type == "cpu" else compute_dtype(model, device)
     quantization = _quantization(model, config, device, dtype, training=training)
     try:

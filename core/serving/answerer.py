@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 
 from core.errors import InputError
-from core.models.answering import TextPieces, context_length, draw, encode, render, sampling
+from core.models import rope
+from core.models.answering import TextPieces, draw, encode, render, sampling
 from core.models.lineup import Lineup
 from core.serving.protocol import ChatRequest
 
@@ -58,7 +59,7 @@ class Answerer:
         tokenizer = self.lineup.tokenizer(request.model)
         messages = [message.model_dump() for message in request.messages]
         prompt = encode(tokenizer, [render(tokenizer, messages)])[0]
-        limit = context_length(self.lineup.model(request.model))
+        limit = rope.context(self.lineup.model(request.model).config)
         if len(prompt) >= limit:
             raise InputError("chat.too_long", "messages", tokens=len(prompt), context=limit)
         return prompt
@@ -71,7 +72,7 @@ class Answerer:
         tokenizer = self.lineup.tokenizer(request.model)
         with self.lineup.use(request.model) as model:
             settings = sampling(request.generation, model, tokenizer)
-            settings.max_new_tokens = min(request.max_tokens, context_length(model) - len(prompt))
+            settings.max_new_tokens = min(request.max_tokens, rope.context(model.config) - len(prompt))
             torch.manual_seed(request.seed)
             ids_T = draw(model, [prompt], settings, halt, self._stop, streamer=TextPieces(tokenizer, give))[0]
         tokens = len(ids_T)

@@ -59,8 +59,9 @@ class Sft(Stage):
         if not run.data.streaming:
             phases.warn_of(lessons.counts, run.data.cutoff)
         phases.begin("load_model")
-        model = load_model(run.model, context.workspace, run.hardware, training=True)
+        model = load_model(run.model, context.workspace, run.hardware, training=True, longest=run.data.cutoff)
         check_vocabulary(model, tokenizer)
+        phases.check_context(model.config, lessons)
         set_seed(run.training.seed)
         with telling_full_disk(context.folder):
             model = run.tuner.attach(model, context.folder)

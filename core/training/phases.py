@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import time
 
+from transformers import PreTrainedConfig
+
+from core.data.batch import Lessons
 from core.data.encode import Counts
-from core.errors import Stopped
+from core.data.stream import Stream
+from core.errors import InputError, Stopped
+from core.models.rope import context
 from core.workspace import Context
 
 
@@ -26,6 +31,17 @@ class Phases:
         if time.monotonic() - self.told >= 1:
             self.told = time.monotonic()
             self.context.events.write("phase", phase=self.name, params={}, step=done)
+
+    def check_context(self, config: PreTrainedConfig, lessons: Lessons) -> None:
+        """Warn of rows longer than the model was made for; raise InputError where it can't take them at all."""
+        limit = context(config)
+        if isinstance(lessons.train, Stream) or not (lessons.train.lengths_B > limit).any():
+            return
+        count = int((lessons.train.lengths_B > limit).sum())
+        if "rope_parameters" not in config.get_text_config().to_dict():
+            raise InputError("data.beyond_positions", "data.cutoff", count=count, context=limit)
+        params = {"count": count, "context": limit}
+        self.context.events.write("warning", code="data.beyond_context", place="model.rope", params=params)
 
     def warn_of(self, counts: Counts, cutoff: int) -> None:
         """Warn of rows that were passed over, cut or dropped or mostly repeat others, and of control tokens typed."""

@@ -1,0 +1,98 @@
+"""Positions stretched over longer inputs: what it means, a run beyond the model's context, what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from core.errors import InputError
+from core.models.loading import load_model
+from core.models.rope import OF_KIND, context, stretch
+from core.sections import Hardware, Model
+from tests.conftest import write_rows
+from tests.core.helpers import of_type, train
+
+CPU = Hardware(device="cpu")
+
+
+def test_linear_at_twice_the_positions_is_the_model_as_it_was(tiny_model: Path) -> None:
+    """Angles are position / factor * frequency: at 2p with a factor of 2 they are those of p."""
+    plain, stretched = (
+        load_model(Model(path=str(tiny_model), **more), tiny_model, CPU, training=True)  # type: ignore[arg-type]
+        for more in ({}, {"rope": "linear", "context": 1024})
+    )
+    ids, positions = torch.arange(5, 45)[None], torch.arange(40)[None]
+    with torch.no_grad():
+        before = plain(ids, position_ids=positions).logits
+        after = stretched(ids, position_ids=2 * positions).logits
+        other = stretched(ids, position_ids=positions).logits
+    assert torch.allclose(before, after, atol=1e-5) and not torch.allclose(before, other, atol=1e-3)
+    assert context(stretched.config) == 1024
+
+
+@pytest.mark.parametrize("kind", OF_KIND)
+def test_a_run_at_twice_the_context_learns_and_says_nothing(
+    make_run: Callable[..., Path], tmp_path: Path, kind: str
+) -> None:
+    write_rows(tmp_path / "long.jsonl", [{"instruction": "red pen " * 250, "output": f"cup {i}"} for i in range(6)])
+    data = (f"data.folder={tmp_path}", "data.train=[long.jsonl]", "data.cutoff=1024", "data.eval_share=0")
+    folder = make_run(kind, *data, f"model.rope={kind}", "training.max_steps=3", "training.batch_size=2")
+    train(folder)
+    losses = [event["loss"] for event in of_type(folder, "step")]
+    assert losses[-1] < losses[0]
+    assert "data.beyond_context" not in [event["code"] for event in of_type(folder, "warning")]
+
+
+def test_rows_beyond_the_context_are_told(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    write_rows(tmp_path / "long.jsonl", [{"instruction": "red pen " * 250, "output": "cup"}] * 2)
+    data = (f"data.folder={tmp_path}", "data.train=[long.jsonl]", "data.cutoff=1024", "data.eval_share=0")
+    folder = make_run("beyond", *data, "training.max_steps=1", "training.batch_size=2")
+    train(folder)
+    told = [event for event in of_type(folder, "warning") if event["code"] == "data.beyond_context"]
+    assert [event["params"] for event in told] == [{"count": 2, "context": 512}]
+
+
+def test_layers_that_look_back_only_so_far_stay_as_they_are() -> None:
+    config: Any = AutoConfig.for_model("gemma3_text", max_position_embeddings=512)
+    before = dict(config.rope_parameters["sliding_attention"])
+    stretch(config, "yarn", 2048)
+    assert config.rope_parameters["sliding_attention"] == before
+    assert config.rope_parameters["full_attention"]["factor"] == 4 and context(config) == 2048
+
+
+REFUSED = {
+    "learned positions": ("gpt2", {}, "yarn", "rope.none"),
+    "stretched already": ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
+                          "yarn", "rope.twice"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_can_not_be_stretched_is_refused(name: str) -> None:
+    model_type, more, kind, code = REFUSED[name]
+    with pytest.raises(InputError) as caught:
+        stretch(AutoConfig.for_model(model_type, **more), kind, 1 << 20)
+    assert (caught.value.code, caught.value.place) == (code, "model.rope")
+
+
+def test_answers_need_to_know_how_far(tiny_model: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        load_model(Model(path=str(tiny_model), rope="yarn"), tiny_model, CPU)
+    assert (caught.value.code, caught.value.place) == ("rope.no_context", "model.context")
+    model = load_model(Model(path=str(tiny_model), rope="dynamic", context=1024), tiny_model, CPU)
+    assert context(model.config) == 1024
+
+
+def test_a_whole_model_keeps_its_stretch_when_it_is_saved(tiny_model: Path, tmp_path: Path) -> None:
+    model = load_model(Model(path=str(tiny_model), rope="llama3", context=1024), tiny_model, CPU)
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    ids = torch.arange(5, 305)[None]
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, again(ids).logits)
+    assert context(again.config) == 1024
