@@ -19,8 +19,10 @@ from core.errors import InputError
 from core.files import write_json
 
 TRIED = ("torchvision", "torchaudio", "torchao", "hqq", "gptqmodel", "optimum", "aqlm", "eetq", "compressed_tensors",
-         "flash_attn", "kernels", "liger_kernel", "deepspeed", "apex", "timm", "auto_round", "vptq")  # fmt: skip
+         "flash_attn", "liger_kernel", "deepspeed", "apex", "timm", "auto_round", "vptq")  # fmt: skip
 """Not what we depend on ourselves."""
+FETCHING = ("kernels",)
+"""Packages by which transformers and bitsandbytes fetch native code from the hub and run it: nobody was asked."""
 SECONDS = 120
 
 
@@ -35,10 +37,12 @@ def require(name: str, place: str) -> None:
 
 
 def shield(workspace: Path, names: Sequence[str] = TRIED) -> dict[str, str]:
-    """Hide the installed packages that can't be imported; return why, by name.
+    """Hide the installed packages that can't be imported; return why, by name. Those that fetch code are always hidden.
 
     What was found is kept in the workspace, so that each version of a package is tried once.
     """
+    for name in FETCHING:
+        sys.modules[name] = None  # type: ignore[assignment]  # find_spec tells everybody that it is not there
     here = [name for name in names if find_spec(name) is not None]
     if not here:
         return {}
@@ -52,7 +56,7 @@ def shield(workspace: Path, names: Sequence[str] = TRIED) -> dict[str, str]:
             write_json(store, known)
         if known[key]:
             broken[name] = known[key]
-            sys.modules[name] = None  # type: ignore[assignment]  # find_spec tells everybody that it is not there
+            sys.modules[name] = None  # type: ignore[assignment]
     return broken
 
 

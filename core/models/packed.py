@@ -31,7 +31,6 @@ PACKINGS = {
     "bitnet": Packing(trains=False),
     "bitsandbytes": Packing(("bitsandbytes",)),
     "compressed-tensors": Packing(("compressed_tensors",), unpacked=True),
-    "eetq": Packing(("kernels",), cuda=True),
     "fbgemm_fp8": Packing(("fbgemm_gpu",), cuda=True, trains=False),
     "fp8": Packing(unpacked=True),
     "gptq": Packing(("gptqmodel", "optimum")),

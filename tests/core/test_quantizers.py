@@ -229,6 +229,17 @@ def test_a_broken_package_is_hidden_and_told(tmp_path: Path, monkeypatch: pytest
         assert (caught.value.code, caught.value.place) == (code, "model.quantizer")
 
 
+def test_what_fetches_code_from_the_hub_is_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "__init__.py").write_text("x = 1")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "kernels", raising=False)
+    assert find_spec("kernels")
+    packages.shield(tmp_path, ())
+    assert find_spec("kernels") is None
+    monkeypatch.delitem(sys.modules, "kernels")
+
+
 def test_every_quantizer_says_what_it_is() -> None:
     assert set(variants("core.quantizers")) == {"none", "bnb_4bit", "bnb_8bit", "torchao", "hqq"}
     assert Bnb4Bit().loading(torch.float32, torch.device("cpu")).bnb_4bit_compute_dtype is torch.float32
