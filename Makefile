@@ -7,6 +7,10 @@ PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
+# Without what it depends on: it would replace torch by a newer one.
+GPTQ := gptqmodel==7.7.0 optimum==2.3.0 device-smi==0.5.7 pypcre==0.6.4 tokenicer==0.0.14 logbar==0.4.15 defuser==0.0.28 \
+	threadpoolctl==3.8.0
+PYTEST = HF_HUB_OFFLINE=1 GRADIO_ANALYTICS_ENABLED=False TOKENIZERS_PARALLELISM=false $(PY) -m pytest $(PYTEST_ARGS)
 TORCH := torch==$(shell sed -n 's/^torch==//p' constraints.txt)
 
 # Without an NVIDIA GPU, torch is installed first and by itself. Where PyPI's Linux build is the large CUDA one, make
@@ -30,7 +34,7 @@ board: $(VENV)/.base ## the board alone
 
 test: $(VENV)/.dev ## all tests, Chromium and fonts included
 	bash tests/setup_browser.sh
-	HF_HUB_OFFLINE=1 GRADIO_ANALYTICS_ENABLED=False TOKENIZERS_PARALLELISM=false $(PY) -m pytest $(PYTEST_ARGS)
+	$(PYTEST) --numprocesses auto --maxprocesses 4 tests
 
 lint: $(VENV)/.dev ## ruff (rules and format) and codespell
 	$(VENV)/bin/ruff check .
@@ -82,4 +86,6 @@ $(VENV)/.base: pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.base
 	$(PIP) install -c constraints.txt -e '.[dev]'
 	$(PIP) install --no-deps --upgrade --target $(VENV)/extras torchao==0.18.0 # in the environment every run would import it
+	BUILD_CUDA_EXT=0 $(PIP) install --no-deps --no-build-isolation --upgrade --target $(VENV)/gptq $(GPTQ) \
+		|| echo "gptqmodel could not be built: the tests of GPTQ are skipped"
 	@touch $@

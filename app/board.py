@@ -26,7 +26,7 @@ from app.page import QUIET, TELLING, Page
 from app.sessions import MIN_PASSWORD, Sessions, load_secret
 from app.show import LOOKS
 from app.theme import HEAD, theme
-from core import runs
+from core import queue, runs
 from core.errors import InputError
 
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -73,10 +73,9 @@ def build(workspace: Path, allowed: tuple[Path, ...] = (), run: str = "") -> gr.
         with gr.Tabs(elem_id="tb-tabs", selected="train") as all_tabs:
             page = Page(workspace, language, shown, all_tabs, clone, subject, data, allowed)
             for module in tabs():
-                with page.say(
-                    gr.Tab(id=module.KEY, elem_id=f"tb-tab-{module.KEY}"), label=f"ui.board.tab.{module.KEY}"
-                ):
-                    module.build(page)
+                tab = gr.Tab(id=module.KEY, elem_id=f"tb-tab-{module.KEY}")
+                with page.say(tab, label=f"ui.board.tab.{module.KEY}"):
+                    module.build(page, tab)
         page.say(picker, label="ui.board.run")
         page.say(tongue, label="ui.board.language")
         _wire(blocks, page, chosen, badge, picker, tongue, run)
@@ -199,6 +198,7 @@ def serve(
         raise InputError("cli.board_password", host=host)
     if password is not None and len(password) < MIN_PASSWORD:
         raise InputError("cli.board_password_short", length=MIN_PASSWORD)
+    queue.wake(workspace)  # after a restart of the machine, too, what waits goes on
     listener = _listen(host, port)
     bound = listener.getsockname()[1]
     name = f"[{host}]" if ":" in host else host

@@ -12,16 +12,18 @@ from typing import Annotated, Any, get_origin
 
 import typer
 
-from app import cli_data
+from app import cli_data, cli_queue, cli_trust
 from app.cli_follow import finish, start
-from app.cli_options import Json, Place, option, room
+from app.cli_options import Json, Place, RemoteCode, option, room
 from app.cli_speak import Answer, answering, number, out, say
 from app.jobs import base
 from core import config, runs, workspace, yamls
 from core.errors import InputError
+from core.models import consent
 from core.recipes import recipe as named_recipe
 
 Words = Annotated[list[str] | None, typer.Argument(metavar="FILE.yaml|key=value", help=say("option.words"))]
+ACTS = "list|show|log|stop|resume|join|delete"
 Detach = Annotated[bool, option("detach", "--detach", "-d")]
 
 main = typer.Typer(
@@ -34,7 +36,6 @@ main = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
 
 main.add_typer(cli_data.main, name="data", help=say("command.data"))
 
@@ -49,8 +50,7 @@ def version() -> str:
     try:
         return metadata.version("tuneboard")
     except metadata.PackageNotFoundError:
-        text = (workspace.BUNDLED / "pyproject.toml").read_text(encoding="utf-8")
-        return tomllib.loads(text)["project"]["version"]
+        return tomllib.loads((workspace.BUNDLED / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
 
 
 def _version(asked: bool) -> None:
@@ -61,7 +61,8 @@ def _version(asked: bool) -> None:
 
 @main.callback()
 def _root(asked: Annotated[bool, option("version", "--version", callback=_version, is_eager=True)] = False) -> None:
-    """Only the options that stand before every command."""
+    """The options that stand before every command; what may be in the environment lets no code run."""
+    consent.allow(False)
 
 
 def layers(words: list[str] | None) -> list[dict]:
@@ -94,17 +95,29 @@ def _read(path: Path) -> dict:
 def train(
     words: Words = None,
     recipe: Annotated[str, option("recipe", "--recipe", "-r")] = "",
+    sweep: Annotated[list[str] | None, option("sweep", "--sweep", "-s", metavar="key=value,value")] = None,
+    queued: Annotated[bool, option("queued", "--queue", "-q")] = False,
     place: Place = None,
     detach: Detach = False,
+    remote_code: RemoteCode = False,
     as_json: Json = False,
 ) -> None:
     with answering(as_json) as answer:
-        below = [named_recipe(recipe).layer] if recipe else []
-        _do(config.resolve(*below, *layers(words), job="train"), "train", room(place), detach, answer)
+        given = [*([named_recipe(recipe).layer] if recipe else []), *layers(words)]
+        if sweep or queued:
+            cli_queue.enqueue(given, sweep or [], room(place), answer)
+        else:
+            _do(config.resolve(*given, job="train"), "train", room(place), detach, answer)
 
 
 @command("evaluate")
-def evaluate(words: Words = None, place: Place = None, detach: Detach = False, as_json: Json = False) -> None:
+def evaluate(
+    words: Words = None,
+    place: Place = None,
+    detach: Detach = False,
+    remote_code: RemoteCode = False,
+    as_json: Json = False,
+) -> None:
     from app.cli_demo import measures
 
     with answering(as_json) as answer:
@@ -123,6 +136,7 @@ def export(
     to: Annotated[str, option("to", "--to")] = "",
     place: Place = None,
     detach: Detach = False,
+    remote_code: RemoteCode = False,
     as_json: Json = False,
 ) -> None:
     with answering(as_json) as answer:
@@ -141,8 +155,10 @@ def chat(
     tuned: Annotated[list[str] | None, typer.Argument(metavar="RUN", help=say("option.tuned"))] = None,
     model: Annotated[str, option("model", "--model", "-m")] = "",
     prompt: Annotated[str, option("prompt", "--prompt", "-p")] = "",
+    images: Annotated[list[Path] | None, option("image", "--image", "-i")] = None,
     settings: Annotated[list[str] | None, option("set", "--set", "-s", metavar="key=value")] = None,
     place: Place = None,
+    remote_code: RemoteCode = False,
     as_json: Json = False,
 ) -> None:
     from app.cli_chat import talk
@@ -156,30 +172,40 @@ def chat(
         if as_json and not prompt:
             raise InputError("cli.prompt_needed")
         assert isinstance(job, config.Serving)
-        talk(job, room(place), prompt, generation.get("generation", {}), answer)
+        talk(job, room(place), prompt, images or [], generation.get("generation", {}), answer)
 
 
 @command("runs")
 def runs_(
-    what: Annotated[str, typer.Argument(metavar="list|show|log|stop|resume|delete", help=say("option.what"))] = "list",
+    what: Annotated[str, typer.Argument(metavar=f"{ACTS}|sweep", help=say("option.what"))] = "list",
     name: Annotated[str, typer.Argument(metavar="NAME", help=say("option.name"))] = "",
+    node: Annotated[int, option("node", "--node")] = 1,
     place: Place = None,
     detach: Detach = False,
+    remote_code: RemoteCode = False,
     as_json: Json = False,
 ) -> None:
     from app.cli_runs import ACTIONS
 
     with answering(as_json) as answer:
-        if what not in (*ACTIONS, "resume"):
-            raise InputError("cli.action", given=what, known=", ".join([*ACTIONS, "resume"]))
+        if what not in (*ACTIONS, "resume", "join", "sweep"):
+            raise InputError("cli.action", given=what, known=", ".join([*ACTIONS, "resume", "join", "sweep"]))
         if what == "list":
             ACTIONS[what](room(place), answer)
+        elif what == "sweep":
+            cli_queue.table(name, room(place), answer)
         elif what == "resume":
             folder = runs.find(name, room(place))
             runs.resume(folder)
             finish(folder, detach, answer)
+        elif what == "join":
+            runs.join(runs.find(name, room(place)), node)
         else:
             ACTIONS[what](runs.find(name, room(place)), answer)
+
+
+command("queue")(cli_queue.queue_)
+command("trust")(cli_trust.trust)
 
 
 @command("settings")
@@ -193,11 +219,21 @@ def settings(job: Annotated[str, typer.Argument(metavar="JOB")] = "train", as_js
 
 
 @command("doctor")
-def doctor(place: Place = None, as_json: Json = False) -> None:
-    from app.cli_doctor import examine
+def doctor(
+    words: Words = None,
+    recipe: Annotated[str, option("recipe", "--recipe", "-r")] = "",
+    place: Place = None,
+    remote_code: RemoteCode = False,
+    as_json: Json = False,
+) -> None:
+    from app.cli_doctor import examine, foresee
 
     with answering(as_json) as answer:
-        examine(room(place), answer)
+        if words or recipe:
+            below = [named_recipe(recipe).layer] if recipe else []
+            foresee(config.run(*below, *layers(words)), room(place), answer)
+        else:
+            examine(room(place), answer)
 
 
 @command("board")
@@ -207,6 +243,7 @@ def board(
     place: Place = None,
     allow: Annotated[list[Path] | None, option("allow", "--allow")] = None,
     allowed_host: Annotated[list[str] | None, option("allowed_host", "--allowed-host")] = None,
+    remote_code: RemoteCode = False,
     as_json: Json = False,
 ) -> None:
     with answering(as_json) as answer:

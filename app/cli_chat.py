@@ -16,28 +16,35 @@ from rich.text import Text
 from app.cli_follow import exit_code, phase, problems
 from app.cli_speak import Answer, console, note, out, plain, say, text
 from app.jobs import server
-from app.talk import Message, answers, bring_up
+from app.talk import Message, Part, answers, asked, bring_up
 from core import config, runs
 from core.errors import InputError, Problem
 from core.sections import Generation
-from core.serving.client import Endpoint, endpoint
+from core.serving.client import Endpoint, endpoint, image_part
 
 POLL_SECONDS = 0.2
 WARM = {"temperature": 0.7}
 """Chat is livelier than a measurement."""
+SHOW = "/image"
+"""Before a path: the next question is about this image."""
 
 
-def talk(job: config.Serving, workspace: Path, prompt: str, generation: dict[str, Any], answer: Answer) -> None:
-    """Load the models, or find them loaded; answer one prompt or talk until the end of the input."""
-    settings = _generation(generation)
+def talk(
+    job: config.Serving, workspace: Path, prompt: str, images: list[Path], generation: dict[str, Any], answer: Answer
+) -> None:
+    """Load the models, or find them loaded; answer one prompt or talk until the end of the input.
+
+    images: shown with the first question.
+    """
+    settings, parts = _generation(generation), [image_part(path) for path in images]
     mine = server(job, workspace) is None  # one that was up already belongs to somebody else, and stays
     folder = bring_up(job, workspace)
     try:
         place = _wait(folder, answer)
         if place and prompt:
-            _once(place, prompt, settings, answer)
+            _once(place, asked(prompt, parts), settings, answer)
         elif place:
-            _talk(place, settings)
+            _talk(place, parts, settings)
     finally:
         if mine:
             runs.stop(folder)
@@ -68,19 +75,20 @@ def _wait(folder: Path, answer: Answer) -> Endpoint | None:
     return None
 
 
-def _once(place: Endpoint, prompt: str, settings: Generation, answer: Answer) -> None:
+def _once(place: Endpoint, question: Message, settings: Generation, answer: Answer) -> None:
     """Ask one thing and print what each model says."""
-    conversation = [{"role": "user", "content": prompt}]
     with console().status(say("chat.answering")):
-        *_, texts = answers(place, [conversation] * len(place.models), settings)
+        *_, texts = answers(place, [[question]] * len(place.models), settings)
     answer.fields["answers"] = dict(zip(place.models, texts, strict=True))
     for name, said in zip(place.models, texts, strict=True):
         answer.show(f"{name}: {plain(said).strip()}")
 
 
-def _talk(place: Endpoint, settings: Generation) -> None:
+def _talk(place: Endpoint, images: list[Part], settings: Generation) -> None:
     """Read questions and show the answers growing side by side until the input ends."""
     note(say("chat.ready"))
+    if place.sees:
+        note(say("chat.images"))
     histories: list[list[Message]] = [[] for _ in place.models]
     while True:
         try:
@@ -88,26 +96,42 @@ def _talk(place: Endpoint, settings: Generation) -> None:
         except (EOFError, KeyboardInterrupt):
             out()
             return
-        if question:
-            _turn(place, question, histories, settings)
+        command, _, path = question.partition(" ")
+        if command == SHOW:
+            images = _shown(path.strip(), images)
+        elif question and _turn(place, asked(question, images), histories, settings):
+            images = []
 
 
-def _turn(place: Endpoint, question: str, histories: list[list[Message]], settings: Generation) -> None:
-    """Put one question to all; what they said, cut short or not, becomes part of the conversation."""
-    asked = [[*history, {"role": "user", "content": question}] for history in histories]
+def _shown(path: str, images: list[Part]) -> list[Part]:
+    """Return the images of the next question with one more, if it can be read."""
+    try:
+        return [*images, image_part(Path(path))]
+    except InputError as error:
+        _complain(error.problems)
+        return images
+
+
+def _turn(place: Endpoint, question: Message, histories: list[list[Message]], settings: Generation) -> bool:
+    """Put one question to all; what they said, cut short or not, becomes part of the conversation.
+
+    Returns whether it was taken.
+    """
+    conversations = [[*history, question] for history in histories]
     texts = [""] * len(place.models)
     with Live(console=console(stderr=False), auto_refresh=False) as live:
         try:
-            with closing(answers(place, asked, settings)) as growing:
+            with closing(answers(place, conversations, settings)) as growing:
                 for texts in growing:
                     live.update(_panels(place, texts), refresh=True)
         except KeyboardInterrupt:
             live.update(_panels(place, [f"{said} {say('chat.cut')}" for said in texts]), refresh=True)
         except InputError as error:
             _complain(error.problems)
-            return
-    for history, conversation, said in zip(histories, asked, texts, strict=True):
+            return False
+    for history, conversation, said in zip(histories, conversations, texts, strict=True):
         history[:] = [*conversation, {"role": "assistant", "content": said}]
+    return True
 
 
 def _panels(place: Endpoint, texts: list[str]) -> Columns:

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from app import i18n
-from app.cli_options import Json, Place, option, room
+from app.cli_options import Json, Place, RemoteCode, option, room
 from app.cli_speak import answering, console, language, note, number, out, say
 from app.desk import ask
 from core import config
@@ -82,13 +82,14 @@ def render(
     row: Annotated[int, option("row", "--row", min=1, max=1 << 40)] = 1,
     settings: Annotated[list[str] | None, option("set", "--set", "-s", metavar="key=value")] = None,
     place: Place = None,
+    remote_code: RemoteCode = False,
     as_json: Json = False,
 ) -> None:
     with answering(as_json) as answer:
         more: dict[str, Any] = {"model": {"path": model}} if model else {}
         run = config.run(config.override(settings or []))
-        data, masks = run.data.model_dump() | the_set(file, room(place)), run.stage.model_dump(exclude={"kind"})
-        found = ask("render", room(place), data, nth=row, count=1, **masks, **more)["rows"][0]
+        data = run.data.model_dump() | the_set(file, room(place))
+        found = ask("render", room(place), data, nth=row, count=1, **run.stage.masks(), **more)["rows"][0]
         if problem := found.get("error"):
             raise InputError(problem["code"], "data", **problem["params"])
         pieces = found["answers"][0]

@@ -18,8 +18,13 @@ from typing import Any
 
 import psutil
 
-from app import i18n
+from app import fit, i18n
 from app.cli_speak import Answer, console, language, out, say
+from app.pace import seconds_an_epoch
+from core.config import Run
+from core.forecast import forecast, unforeseen, words
+from core.known import about, suits
+from core.preflight import check_model
 from core.runs import environment
 from core.sections import DEMO_MODEL
 from core.workspace import BUNDLED
@@ -68,6 +73,30 @@ def examine(workspace: Path, answer: Answer) -> None:
     answer.fields |= {"able": able, "findings": [asdict(finding) for finding in findings]}
     answer.status = 0 if able else 1
     answer.show("\n" + say("doctor.able" if able else "doctor.unable"))
+
+
+def foresee(run: Run, workspace: Path, answer: Answer) -> None:
+    """Tell whether a run will fit into memory, and what makes it fit; exit status 0 if it does."""
+    check_model(run, workspace)
+    known, better, found = about(run.model.path, workspace), suits(run, workspace), forecast(run, workspace)
+    if not found:
+        raise unforeseen(run)
+    epoch = seconds_an_epoch(run, workspace)
+    told = [" · ".join(fit.model_facts(language(), known)), *fit.lines(language(), run, found, epoch)]
+    told += [f"    {say('doctor.memory_part', name=name, size=size)}" for name, size in fit.parts(language(), found)]
+    told += [fit.trained(language(), found)]
+    told += [f"    {kind}: {count}" for kind, count in fit.modules(language(), found)]
+    told += [f"→ {fit.fix_told(language(), fix)}\n    {' '.join(words(fix.patch))}" for fix in found.fixes]
+    if better:
+        told.append(f"→ {fit.advice_told(language(), better)}\n    {' '.join(words(better))}")
+    fixes = [{"change": dict(fix.patch), "peak": fix.plan.peak} for fix in found.fixes]
+    planned = asdict(found.plan) | {"peak": found.plan.peak, "trainable": found.plan.trainable}
+    answer.fields |= {
+        "model": asdict(known) if known else None, "suits": better, "verdict": found.verdict, "plan": planned,
+        "room": asdict(found.room), "fixes": fixes, "seconds_an_epoch": epoch,
+    }  # fmt: skip
+    answer.status = 1 if found.verdict == "too_large" else 0
+    answer.show("\n".join(told))
 
 
 def look(workspace: Path) -> Iterator[Finding]:

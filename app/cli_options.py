@@ -9,6 +9,7 @@ import typer
 
 from app.cli_speak import say
 from core import workspace
+from core.models import consent
 
 
 def option(key: str, *flags: str, **more: Any) -> typer.models.OptionInfo:
@@ -18,6 +19,10 @@ def option(key: str, *flags: str, **more: Any) -> typer.models.OptionInfo:
 
 Place = Annotated[Path | None, option("workspace", "--workspace", "-w")]
 Json = Annotated[bool, option("json", "--json")]
+
+
+RemoteCode = Annotated[bool, option("remote_code", "--remote-code", callback=consent.allow)]
+"""The one way to let code run that a model brings; a process that is started without it takes none over."""
 
 
 def room(place: Path | None) -> Path:

@@ -84,12 +84,14 @@ ACTIONS: dict[str, Callable[[Path, Answer], None]] = {
 
 
 def _row(view: View) -> dict[str, Any]:
-    return result(view) | {"name": view.name, "started": view.state.started, "loss": show.last_loss(view)}
+    facts = {"name": view.name, "position": view.position, "started": view.state.started}
+    return result(view) | facts | {"loss": show.last_loss(view)}
 
 
 def _cells(view: View) -> list[str]:
     began = i18n.moment(language(), view.state.started) if view.state.started else i18n.ABSENT
-    return [view.name, _job(view.folder), status(view.status), began, took(view), _steps(view), _loss(view)]
+    state = f"{status(view.status)} {number(view.position)}" if view.position else status(view.status)
+    return [view.name, _job(view.folder), state, began, took(view), _steps(view), _loss(view)]
 
 
 def _job(folder: Path) -> str:

@@ -24,10 +24,10 @@ def element_id(job: str, path: str) -> str:
     return f"f-{job}-{path.replace('.', '-')}"
 
 
-def make(setting: Setting, job: str, offers: list[str], value: Any = None) -> Component:
-    """Return the component of a setting with its English texts; `offers` is what a `pick` field lets one choose from.
+def make(setting: Setting, job: str, value: Any = None) -> Component:
+    """Return the component of a setting with its English texts; value: what it shows first, by default the default.
 
-    value: what it shows first, by default the default.
+    A `pick` field offers nothing until it is asked: the page copies all that a field offers with every event.
     """
     annotation, limits = setting.info.annotation, setting.limits
     value = setting.default if value is None else value
@@ -43,10 +43,10 @@ def make(setting: Setting, job: str, offers: list[str], value: Any = None) -> Co
     if get_origin(annotation) is Literal:
         return gr.Dropdown(choices=list(get_args(annotation)), filterable=False, **common)
     if get_origin(annotation) is list:
-        choices = list(dict.fromkeys([*offers, *value]))
-        return gr.Dropdown(choices, multiselect=True, allow_custom_value=True, **common, elem_classes=["tb-wide"])
+        known = list(get_args(get_args(annotation)[0])) or value  # of a list of literals all that there are
+        return gr.Dropdown(known, multiselect=True, allow_custom_value=True, **common, elem_classes=["tb-wide"])
     if setting.pick:
-        return gr.Dropdown(offers, allow_custom_value=True, **common, elem_classes=["tb-wide"])
+        return gr.Dropdown([], allow_custom_value=True, **common, elem_classes=["tb-wide"])
     if annotation in (int, float):
         low, high = limits.get("ge"), limits.get("le", limits.get("lt"))
         if annotation is int and low is not None and high is not None and high - low < SLIDER_STEPS:
@@ -63,7 +63,7 @@ def texts(language: str, setting: Setting, problem: Problem | None = None) -> di
         info = f"**{_text(said(language, problem))}**\n{info}"
     found: dict[str, Any] = {"label": tr(language, f"field.{setting.path}.label"), "info": info}
     if setting.union:
-        kinds = variants(setting.union.package)
+        kinds = sorted(variants(setting.union.package), key=lambda kind: kind != setting.default)  # the usual one first
         found["choices"] = [(tr(language, f"choice.{setting.path}.{kind}.label"), kind) for kind in kinds]
     return found
 

@@ -7,12 +7,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from html import escape
-from typing import Any
+from typing import Any, Protocol
+from uuid import uuid4
 
 import gradio as gr
 from gradio.components import Component
 
+from app.code_note import note
 from app.fields import brief, make, said, texts
 from app.i18n import tr
 from app.page import QUIET, Page
@@ -25,11 +28,22 @@ BRIEFS = 3
 """Values that the head of a card tells."""
 
 
+class Follower(Protocol):
+    """What tells something of the values of a form, anew whenever they change."""
+
+    outputs: list[Component]
+
+    def updates(self, form: Values, language: str, values: Sequence[Any], *, retell: bool) -> list[Any]:
+        """Return one update for each of `outputs`; retell: the values are as they were, in another language."""
+        ...
+
+
 class Form(Values):
     """The fields of one job class, laid out in numbered cards that open in place.
 
     cards: title -> names of the top-level fields in that card; by default every section is a card.
     begin: the job that the fields show first; by default the defaults.
+    followers: what is updated with the form, laid out elsewhere.
     """
 
     def __init__(
@@ -41,14 +55,17 @@ class Form(Values):
         skip: Iterable[str] = (),
         cards: Mapping[str, tuple[str, ...]] | None = None,
         begin: Spec | None = None,
+        followers: Sequence[Follower] = (),
     ) -> None:
         super().__init__(job, page.workspace, page.allowed, only, skip)
-        self.page = page
+        self.page, self.followers = page, followers
         begun = self.values(begin) if begin else self.defaults()
         self.first = {s.path: value for s, value in zip(self.settings, begun, strict=True)}
         self.fields: dict[str, Component] = {}
         self.groups: dict[tuple[str, str, bool], gr.Column] = {}
         self.cards: dict[str, gr.Accordion] = {}
+        self.code: list[gr.HTML] = []
+        """Where code that the chosen model brings is told of; none in a form without a model."""
         self.members = dict(cards or _cards(job, self.settings))
         for number, title in enumerate(self.members, start=1):
             self._card(number, title)
@@ -63,9 +80,12 @@ class Form(Values):
             reset = gr.Button(size="sm", visible=resettable["visible"], elem_id=f"tb-{self.kind}-reset")
             self.reset = page.say(reset, value="ui.form.reset")
         self.wrong = gr.State([])
+        self.filled = gr.Textbox(visible=False)
+        """Another text each time the fields are filled or a kind is chosen: they are told of once more then, for an
+        answer about earlier values may have come after."""
         self.inputs = [self.fields[s.path] for s in self.settings]
         self.outputs = [*self.inputs, *self.groups.values(), *self.cards.values(), self.changed, self.reset, self.note]
-        self.outputs.append(self.wrong)
+        self.outputs += [*self.code, self.wrong, self.filled, *(output for one in followers for output in one.outputs)]
         self._listen()
 
     # layout
@@ -78,6 +98,8 @@ class Form(Values):
         with gr.Accordion(
             label, open=number == 1, elem_id=f"tb-card-{self.kind}-{title}", elem_classes=["tb-card"]
         ) as card:
+            if "model.path" in {s.path for s in mine}:
+                self.code.append(gr.HTML(visible=False, elem_id=f"tb-{self.kind}-code"))
             self._part([s for s in mine if not s.expert], expert=False)
             if expert := [s for s in mine if s.expert]:
                 with self.page.say(gr.Accordion(open=False, elem_classes=["tb-expert"]), label="ui.form.expert"):
@@ -101,18 +123,24 @@ class Form(Values):
                 self.groups[place, kind, expert] = group
 
     def _field(self, setting: Setting) -> None:
-        offered = offers(setting.pick, self.page.workspace, self.page.allowed)
-        self.fields[setting.path] = make(setting, self.kind, offered, self.first[setting.path])
+        self.fields[setting.path] = make(setting, self.kind, self.first[setting.path])
 
     def _listen(self) -> None:
         state = [self.page.language, self.wrong, *self.inputs]
         # Not change: filling the form would call 45 times. (Gradio's base class does not declare the events.)
-        touched = [field.input for field in self.inputs]  # type: ignore[attr-defined]
+        kinds = [self.fields[s.path] for s in self.settings if s.union]
+        touched = [field.input for field in self.inputs if field not in kinds]  # type: ignore[attr-defined]
         # What is pasted or filled in at once is told one value late; leaving the field tells the right one.
         touched += [field.blur for field in self.inputs if isinstance(field, gr.Textbox | gr.Number)]
+        touched.append(self.filled.change)
         gr.on(touched, self._touched, state, self.outputs, trigger_mode="always_last", **QUIET)
+        chosen = [field.input for field in kinds]  # type: ignore[attr-defined]
+        gr.on(chosen, self._chosen, state, self.outputs, trigger_mode="always_last", **QUIET)
         self.page.language.change(self._translated, state, self.outputs, **QUIET)
         self.reset.click(self._reset, self.page.language, self.outputs, **QUIET)
+        for one in self.followers:
+            gr.on(None, partial(one.updates, self, "en", list(self.first.values()), retell=False), [], one.outputs,
+                  **QUIET)  # fmt: skip
         self.changed.input(self._kept, [self.page.language, self.changed, *self.inputs], self.outputs, **QUIET)
         for setting in self.settings:
             if setting.pick:
@@ -131,30 +159,38 @@ class Form(Values):
         problems: Sequence[Problem] = (),
         before: Sequence[str] = (),
         fill: bool = False,
+        chosen: bool = False,
         retell: bool = False,
         unfold: bool = False,
     ) -> list[Any]:
         """Return one update for each of `outputs`.
 
         problems go to their fields; `before` names the fields that showed one until now. fill: put the values in.
-        retell: write all texts anew. unfold: open the card of the first problem.
+        retell: write all texts anew, but those of the kinds that are not chosen; chosen: one may be now, so write
+        its texts. unfold: open the card of the first problem.
         """
         given, placed = self.read(values), {}
         for problem in problems:
             placed.setdefault(self.home(problem.place), problem)
         fields = []
         for setting, value in zip(self.settings, values, strict=True):
-            anew = retell or fill or setting.path in placed or setting.path in before
+            shown = (fill or chosen or retell) and self.active(setting, given)
+            anew = shown or setting.path in placed or setting.path in before
             update = texts(language, setting, placed.get(setting.path)) if anew else {}
             fields.append(gr.update(**update, **({"value": value} if fill else {})))
-        groups = [gr.update(visible=given.get(place) == kind) for place, kind, _ in self.groups]
+        groups = [gr.skip()] * len(self.groups)
+        if fill or chosen:
+            groups = [gr.update(visible=given.get(place) == kind) for place, kind, _ in self.groups]
         return [
             *fields,
             *groups,
             *self._heads(language, given, placed, unfold),
             *self._changes(language, given),
             self._general(language, placed, unfold),
+            *self._foreign(language, given),
             [path for path in placed if path],
+            uuid4().hex if fill or chosen else gr.skip(),
+            *(update for one in self.followers for update in one.updates(self, language, values, retell=retell)),
         ]
 
     def _heads(self, language: str, given: dict[str, Any], placed: dict[str, Problem], unfold: bool) -> list[Any]:
@@ -200,10 +236,18 @@ class Form(Values):
         text = "".join(f"<p>{escape(line)}</p>" for line in lines)
         return gr.update(value=f'<div class="tb-error" role="alert">{text}</div>' if lines else "", visible=bool(lines))
 
+    def _foreign(self, language: str, given: dict[str, Any]) -> list[Any]:
+        """Return what there is to tell of code that the chosen model brings."""
+        told = note(language, given["model.path"], self.page.workspace, self.page.allowed) if self.code else ""
+        return [gr.update(value=told, visible=bool(told)) for _ in self.code]
+
     # handlers
 
     def _touched(self, language: str, before: list[str], *values: Any) -> list[Any]:
         return self.updates(language, values, problems=self.problems(values), before=before)
+
+    def _chosen(self, language: str, before: list[str], *values: Any) -> list[Any]:
+        return self.updates(language, values, problems=self.problems(values), before=before, chosen=True)
 
     def _translated(self, language: str, before: list[str], *values: Any) -> list[Any]:
         problems = self.problems(values) if before else ()

@@ -70,10 +70,11 @@ def fill(lang: str, key: str, args: Mapping, shown: Mapping) -> str:
 
 
 def find(lang: str, key: str, n: float | None) -> str | None:
-    """The template of `key` in this very language, or None."""
-    node = table(lang)
+    """The template of `key` in this very language, or None. What a kind lacks is looked for where all kinds have it."""
+    above, node = None, table(lang)
     for part in key.split("."):
-        node = node.get(part) if isinstance(node, dict) else None
+        places = (place for place in (node, above) if isinstance(place, dict) and part in place)
+        above, node = node, next((place[part] for place in places), None)
     if isinstance(node, dict) and n is not None and "other" in node and PLURALS.issuperset(node):
         node = node.get(locale(lang).plural_form(abs(n)), node["other"])
     return node if isinstance(node, str) else None

@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from core import config, preflight, runs
+from core import config, preflight, queue, runs
 from core.errors import InputError
 from core.models.inspect import inspect_adapter
 from core.workspace import tuned
@@ -20,6 +20,17 @@ def start(job: config.Job, workspace: Path) -> Path:
     preflight.check(job, workspace)
     folder = runs.create(job, workspace)
     runs.launch(folder)
+    return folder
+
+
+def enqueue(job: config.Job, workspace: Path) -> Path:
+    """Make a run folder for a training and put it at the end of the queue; return the folder.
+
+    Raises InputError for what can be seen to be wrong at once; nothing is made then.
+    """
+    preflight.check(job, workspace)
+    folder = runs.create(job, workspace)
+    queue.add([folder], workspace)
     return folder
 
 
@@ -54,7 +65,7 @@ def base(reference: str, workspace: Path) -> dict[str, Any]:
     """Return the `model` settings that a run or an adapter folder was tuned from; {} where the folder does not tell."""
     if (workspace / "runs" / reference / "run.yaml").is_file():
         job = settings(workspace / "runs" / reference)
-        model = job.model.model_dump()
+        model = job.model.model_dump() | {"add_tokens": [], "add_special_tokens": []}  # what is tuned brings them
         if isinstance(job, config.Run) and job.model.rope != "none":
             model["context"] = job.model.context or job.data.cutoff
         return model

@@ -121,10 +121,10 @@ def _shown(form: Form, key: str) -> bool:
     return f"model.{key}" in form.fields
 
 
-def suggest(page: Page, form: Form, field: str) -> None:
+def follow_wish(page: Page, form: Form, field: str, tab: gr.Tab | None = None) -> None:
     """Choose what was tuned, and its base: the run that the reader asks for in the live panel.
 
-    When nothing is chosen yet, the run that the page shows, else the newest.
+    tab: where, if nothing is chosen yet when the reader comes, the run that the page shows is, else the newest.
     """
     paths = [path for path in form.fields if path.startswith("model.")]
     fields = [form.fields[field], *(form.fields[path] for path in paths)]
@@ -139,7 +139,8 @@ def suggest(page: Page, form: Form, field: str) -> None:
         told = [model[path] if path in model else gr.skip() for path in paths]
         return [[wish[0]] if isinstance(chosen, list) else wish[0], *told]
 
-    retell(page, form, gr.on([page.run.change, page.tabs.select], choose, [page.run, fields[0]], fields, **QUIET))
+    if tab:
+        retell(page, form, tab.select(choose, [page.run, fields[0]], fields, **QUIET))
     retell(page, form, page.subject.change(adopt, [page.subject, fields[0]], fields, **QUIET))
 
 

@@ -12,6 +12,7 @@ from app import jobs, show
 from app.i18n import tr
 from app.machine import Machine
 from app.page import QUIET, TELLING, Page
+from app.samples import newest, samples
 from core import config, runs
 from core.errors import InputError
 from core.recipes import recipe
@@ -36,6 +37,7 @@ class Seen(NamedTuple):
     status: str = ""
     log: int = -1
     machine: str = ""
+    sample: float = 0.0
 
 
 class Live:
@@ -56,6 +58,7 @@ class Live:
                 self.export = page.say(gr.Button(visible=False, elem_id="tb-next-export"), value="ui.live.export")
                 self.clone = page.say(gr.Button(visible=False, elem_id="tb-clone"), value="ui.live.clone")
             self.charts = gr.HTML(elem_id="tb-charts")
+            self.samples = gr.HTML(visible=False, elem_id="tb-samples")
             self.fold = page.say(gr.Accordion(open=True, elem_classes=["tb-log-fold"]), label="ui.live.log")
             with self.fold:
                 self.log = gr.HTML(elem_id="tb-log", max_height=168, js_on_load=FOCUS)
@@ -64,7 +67,7 @@ class Live:
         self.seen = gr.State(Seen())
         self.outputs = [
             self.head, self.first, self.charts, self.stop, self.resume, self.chat, self.evaluate, self.export,
-            self.clone, self.fold, self.log, self.hardware, self.timer, self.seen,
+            self.clone, self.samples, self.fold, self.log, self.hardware, self.timer, self.seen,
         ]  # fmt: skip
         self._listen()
 
@@ -93,7 +96,7 @@ class Live:
             return self._nothing(language, seen)
         log, machine = show.log_size(folder), self.machine.told(language)
         with self.page.watch.view(folder) as view:
-            now = Seen(run, language, view.offset, view.status, log, machine)
+            now = Seen(run, language, view.offset, view.status, log, machine, newest(view))
             fresh = (run, language) != (seen.run, seen.language)
             moved = fresh or (now.offset, now.status) != (seen.offset, seen.status)
             told = show.log_tail(folder) if fresh or now.log != seen.log else None
@@ -104,6 +107,9 @@ class Live:
                 if moved
                 else gr.skip(),
                 *(self._buttons(language, view) if fresh or now.status != seen.status else [gr.skip()] * 6),
+                gr.update(value=samples(language, view), visible=bool(now.sample))
+                if fresh or now.sample != seen.sample
+                else gr.skip(),
                 gr.update(visible=True) if fresh else gr.skip(),
                 gr.skip() if told is None else _log(language, told),
                 machine if fresh or machine != seen.machine else gr.skip(),
@@ -128,13 +134,13 @@ class Live:
         if now == seen:
             return [gr.skip()] * len(self.outputs)
         if (now.run, now.language, now.status) == (seen.run, seen.language, seen.status):
-            return [*[gr.skip()] * 11, now.machine, gr.skip(), now]
+            return [*[gr.skip()] * 12, now.machine, gr.skip(), now]
         which = "choose" if runs.listed(self.page.workspace) else "first"
         title, text = escape(tr(language, f"ui.live.{which}_title")), escape(tr(language, f"ui.live.{which}"))
         welcome = f'<div class="tb-welcome"><h2>{title}</h2><p>{text}</p></div>'
         hidden = gr.update(visible=False)
         return [
-            welcome, gr.update(visible=which == "first"), gr.update(value="", visible=False), *[hidden] * 7,
+            welcome, gr.update(visible=which == "first"), gr.update(value="", visible=False), *[hidden] * 8,
             gr.skip(), now.machine, gr.Timer(IDLE), now,
         ]  # fmt: skip
 

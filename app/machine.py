@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import threading
 import time
 from html import escape
@@ -11,10 +9,9 @@ from html import escape
 import psutil
 
 from app.i18n import number, size, tr
+from core.models.room import MIB, gpus
 
 SECONDS, GPU_SECONDS = 2.0, 5.0
-QUERY = ["--query-gpu=utilization.gpu,memory.used,memory.total,temperature.gpu", "--format=csv,noheader,nounits"]
-MIB = 2**20
 
 
 class Machine:
@@ -22,10 +19,9 @@ class Machine:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._smi = shutil.which("nvidia-smi")
         self._at, self._gpu_at = 0.0, 0.0
         self.cpu, self.used, self.total = 0.0, 0, 0
-        self.gpus: list[list[float]] = []
+        self.gpus: list[tuple[float, float, float, float]] = []
         """(use in percent, MiB used, MiB in all, degrees Celsius) of each GPU."""
 
     def told(self, language: str) -> str:
@@ -46,15 +42,6 @@ class Machine:
             memory = psutil.virtual_memory()
             self._at, self.cpu = now, psutil.cpu_percent(None)
             self.used, self.total = memory.total - memory.available, memory.total
-        if self._smi and now - self._gpu_at > GPU_SECONDS:
+        if now - self._gpu_at > GPU_SECONDS:
             self._gpu_at = now
-            self.gpus = _gpus(self._smi)
-
-
-def _gpus(smi: str) -> list[list[float]]:
-    """Return the figures of each GPU; none where the driver does not answer."""
-    try:
-        done = subprocess.run([smi, *QUERY], capture_output=True, text=True, timeout=2, check=True)
-        return [[float(cell) for cell in line.split(",")] for line in done.stdout.splitlines()]
-    except (OSError, subprocess.SubprocessError, ValueError):
-        return []
+            self.gpus = gpus()

@@ -14,10 +14,12 @@ from app.watch import Watch
 
 Component = TypeVar("Component", bound=Block)
 
-QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+TELLING: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": [], "api_visibility": "private"}
+"""For events that set a gr.State which others listen to: gradio tells of its change only after a queued event.
+Without `show_progress_on` gradio would tell each output, hidden or not, that the event begins and ends: of the fields
+of a run that took the page seconds."""
+QUIET: dict[str, Any] = {**TELLING, "queue": False}
 """For the many small events: 200 viewers at one a second would fill the queue."""
-TELLING: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-"""For events that set a gr.State which others listen to: gradio tells of its change only after a queued event."""
 
 
 @dataclass

@@ -21,7 +21,7 @@ MOST = 200
 def offers(pick: str, workspace: Path, allowed: tuple[Path, ...] = (), folder: str = DEMO_DATA) -> list[str]:
     """Return what a field of this kind of pick offers; `folder` is the data folder whose sets are meant."""
     if pick == "model":
-        known = (entry.id for entry in registry.entries() if entry.type and entry.modality == ("text",))
+        known = (entry.id for entry in registry.entries() if entry.type)
         return [DEMO_MODEL, *_with("config.json", workspace, allowed), *known]
     if pick == "data":
         return [DEMO_DATA, *_with("dataset_info.json", workspace, allowed)]

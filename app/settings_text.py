@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import gradio as gr
 import yaml
+from gradio.components import Component
 from pydantic import TypeAdapter, ValidationError
 
 from app.form import Form
 from app.page import QUIET, Page
+from app.values import Values
 from core import config, yamls
 from core.errors import InputError, Problem
 
@@ -18,59 +22,57 @@ COMMANDS = {"train": "train", "evaluation": "evaluate"}
 
 
 class SettingsText:
-    """A folded panel below a form."""
+    """A folded panel; a follower of the form of a job."""
 
-    def __init__(self, page: Page, form: Form) -> None:
-        self.form = form
-        with page.say(
-            gr.Accordion(open=False, elem_id=f"tb-{form.kind}-text", elem_classes=["tb-card"]), label="ui.train.text"
-        ) as fold:
-            self.yaml = page.say(
-                gr.Textbox(
-                    lines=8, max_lines=16, buttons=["copy"], elem_id=f"tb-{form.kind}-yaml", elem_classes=["tb-mono"]
-                ),
-                label="ui.train.yaml",
-                info="ui.train.yaml_help",
-            )
-            load = page.say(gr.Button(size="sm", elem_id=f"tb-{form.kind}-load"), value="ui.train.load")
-            self.command = page.say(
-                gr.Textbox(
-                    interactive=False,
-                    max_lines=4,
-                    elem_id=f"tb-{form.kind}-command",
-                    elem_classes=["tb-mono"],
-                    buttons=["copy"],
-                ),
-                label="ui.train.command",
-            )
-        fold.expand(self._tell, form.inputs, [self.yaml, self.command], **QUIET)
-        form.changed.change(self._tell, form.inputs, [self.yaml, self.command], **QUIET)
-        load.click(self._load, [self.yaml, page.language, form.wrong, *form.inputs], form.outputs, **QUIET)
+    def __init__(self, page: Page, kind: str) -> None:
+        look: dict[str, Any] = {"elem_classes": ["tb-mono"], "buttons": ["copy"], "render": False}
+        self.kind = kind
+        self.yaml = gr.Textbox(lines=8, max_lines=16, elem_id=f"tb-{kind}-yaml", **look)
+        self.command = gr.Textbox(interactive=False, max_lines=4, elem_id=f"tb-{kind}-command", **look)
+        page.say(self.yaml, label="ui.train.yaml", info="ui.train.yaml_help")
+        page.say(self.command, label="ui.train.command")
+        self.outputs: list[Component] = [self.yaml, self.command]
 
-    def _tell(self, *values: Any) -> list[str]:
+    def lay_out(self, page: Page, form: Form) -> None:
+        """Put it here."""
+        fold = gr.Accordion(open=False, elem_id=f"tb-{self.kind}-text", elem_classes=["tb-card"])
+        with page.say(fold, label="ui.train.text"):
+            self.yaml.render()
+            load = page.say(gr.Button(size="sm", elem_id=f"tb-{self.kind}-load"), value="ui.train.load")
+            self.command.render()
+        fill = partial(self._load, form)
+        load.click(fill, [self.yaml, page.language, form.wrong, *form.inputs], form.outputs, **QUIET)
+
+    def updates(self, form: Values, language: str, values: Sequence[Any], *, retell: bool) -> list[Any]:
+        """Return one update for each of `outputs`; in another language what somebody is typing stays."""
+        return [gr.skip()] * 2 if retell else [gr.update(value=text) for text in self._tell(form, values)]
+
+    def _tell(self, form: Values, values: Sequence[Any]) -> list[str]:
         """Return the settings as YAML, whole, and as a command, only what differs from the defaults."""
-        layer = self.form.layer(values)
+        layer = form.layer(values)
         try:
             text = config.dump(config.resolve(layer))
         except InputError:
             text = yaml.safe_dump(layer, sort_keys=False, allow_unicode=True)  # as it stands, errors and all
-        given = dict(zip((s.path for s in self.form.settings), values, strict=True))
-        words = ["tuneboard", COMMANDS.get(self.form.kind, self.form.kind)]
-        for s in self.form.different(given):
+        given = dict(zip((s.path for s in form.settings), values, strict=True))
+        words = ["tuneboard", COMMANDS.get(form.kind, form.kind)]
+        for s in form.different(given):
             value = yaml.safe_dump(given[s.path], default_flow_style=True, width=10_000).removesuffix("\n...\n").strip()
             words.append(shlex.quote(f"{s.key}{'.kind' if s.union else ''}={value}"))
         return [text, " ".join(words)]
 
-    def _load(self, text: str, language: str, before: list[str], *values: Any) -> list[Any]:
-        """Fill the form from a YAML text; where the text is wrong, say so and leave the fields as they are."""
-        form = self.form
+    def _load(self, form: Form, text: str, language: str, before: list[str], *values: Any) -> list[Any]:
+        """Fill the form from a YAML text; where the text is wrong, say so and leave it and the fields as they are."""
         try:
             checked = TypeAdapter(str).validate_python(text)
             job = config.resolve(yamls.mapping(checked, "YAML"), job=form.kind)
             if job.kind != form.kind:
                 raise InputError("config.job", "kind", given=job.kind, known=form.kind)
+            return form.updates(language, form.values(job), fill=True)
         except ValidationError:
-            return form.updates(language, values, problems=[Problem("config.not_mapping", "", {"where": "YAML"})])
+            problems: Sequence[Problem] = [Problem("config.not_mapping", "", {"where": "YAML"})]
         except InputError as error:
-            return form.updates(language, values, problems=error.problems, before=before, unfold=True)
-        return form.updates(language, form.values(job), fill=True)
+            problems = error.problems
+        updates = form.updates(language, values, problems=problems, before=before, unfold=True)
+        updates[form.outputs.index(self.yaml)] = gr.skip()
+        return updates

@@ -16,8 +16,9 @@ from core.errors import Problem
 from core.runs import View
 
 LOOKS = {
-    "starting": "running", "running": "running", "stopping": "running", "done": "done", "stopped": "stopped",
-    "failed": "failed", "out_of_memory": "failed", "nan": "failed", "killed": "killed", "lost": "killed",
+    "queued": "queued", "starting": "running", "running": "running", "stopping": "running", "done": "done",
+    "stopped": "stopped", "failed": "failed", "out_of_memory": "failed", "nan": "failed", "killed": "killed",
+    "lost": "killed",
 }  # fmt: skip
 """Status -> the chip's class in the style sheet."""
 LOG_BYTES, LOG_LINES = 32 << 10, 200
@@ -26,6 +27,10 @@ CONTROL = re.compile(
 )
 """Colours and cursor movements of a terminal, and characters that a page cannot show."""
 POINTS, FEW_POINTS = 256, 64
+EVAL_STYLES = 4
+"""Ways to draw the curve of an evaluation set."""
+OWN = {"rewards/chosen", "rewards/rejected", "eval rewards/chosen", "eval rewards/rejected"}
+"""Curves that have a place of their own; the others are what a stage tells beside its loss."""
 COUNTS = ("rows", "held_out", "trainable", "parameters", "subject")
 """What the words for a phase may speak of; a run of another version may not tell all of it."""
 
@@ -81,20 +86,24 @@ def phase(language: str, view: View) -> str:
         return tr(language, f"message.phase.{state.phase}", **dict.fromkeys(COUNTS, ABSENT) | told)
     if view.status == "done" and state.job == "train" and isinstance(loss := last_loss(view), int | float):
         return tr(language, "ui.live.ended_loss", loss=number(language, float(loss)))
+    if view.status == "stopped" and state.job == "train" and not state.step:
+        return tr(language, "ui.live.stopped_early")
+    if view.status == "queued":
+        return tr(language, "ui.live.queued", place=number(language, view.position))
     return tr(language, f"ui.live.{view.status}")
 
 
 def last_loss(view: View) -> float | None:
     """Return the newest loss worth telling: on held-out rows, else the smoothed one of the training."""
-    for name in ("eval", "smooth"):
-        if bins := view.state.curves[name].bins:
-            return bins[-1][1]
+    for curve in (*view.state.eval_curves.values(), view.state.curves["smooth"]):
+        if curve.bins:
+            return curve.bins[-1][1]
     return None
 
 
 def problem(view: View) -> Problem | None:
     """Return what went wrong with a run, by its last error event or by how it ended."""
-    if view.active or view.status in ("done", "stopped", "new"):
+    if view.active or view.status in ("done", "stopped", "new", "queued"):
         return None
     if event := view.state.error:
         return Problem(event["code"], event.get("place", ""), event.get("params", {}))
@@ -136,11 +145,23 @@ def charts(language: str, view: View) -> str:
             "curve-raw", tr(language, "ui.live.loss_raw"), thin(curves["loss"], POINTS), band=curves["loss"].width > 1
         ),
         Curve("curve-smooth", tr(language, "ui.live.loss_smooth"), thin(curves["smooth"], POINTS)),
-        Curve("curve-eval", tr(language, "ui.live.loss_eval"), thin(curves["eval"], FEW_POINTS), dots=True),
     ]
+    for place, (name, series) in enumerate(view.state.eval_curves.items()):
+        style = f"curve-eval curve-eval-{place % EVAL_STYLES}"
+        loss.append(Curve(style, name or tr(language, "ui.live.loss_eval"), thin(series, FEW_POINTS), dots=True))
     big = chart(language, tr(language, "ui.live.loss"), loss)
     if not big:
         return f'<div class="tb-empty-chart">{escape(tr(language, "ui.live.no_points"))}</div>' if view.active else ""
+    rewards = [
+        Curve("curve-smooth", tr(language, "ui.live.chosen"), thin(curves["rewards/chosen"], POINTS)),
+        Curve("curve-eval", tr(language, "ui.live.rejected"), thin(curves["rewards/rejected"], POINTS)),
+    ] if {"rewards/chosen", "rewards/rejected"} <= curves.keys() else []  # fmt: skip
+    big += chart(language, tr(language, "ui.live.rewards"), rewards)
+    told = "".join(
+        small(language, _metric(language, name), _plain(language, series.bins[-1][1]), thin(series, FEW_POINTS))
+        for name, series in view.state.metric_curves.items()
+        if name not in OWN
+    )
     units = {"lr": _plain, "grad_norm": _plain, "tokens_per_second": _plain, "memory": size}
     smalls = "".join(
         small(
@@ -152,7 +173,16 @@ def charts(language: str, view: View) -> str:
         for name, unit in units.items()
         if curves[name].bins
     )
-    return f'{big}<div class="tb-smalls">{smalls}</div>'
+    return f'{big}<div class="tb-smalls">{told}{smalls}</div>'
+
+
+def _metric(language: str, name: str) -> str:
+    """Return the name of what a stage tells beside its loss, of the rows that learn or of those held out."""
+    bare = name.removeprefix("eval ")
+    key = f"ui.metric.{bare.replace('/', '_')}"
+    word = tr(language, key)
+    word = bare if word == key else word
+    return word if bare == name else tr(language, "ui.live.of_held_out", name=word)
 
 
 def _plain(language: str, value: float) -> str:

@@ -15,8 +15,10 @@ from core import config, runs
 from core.sections import Generation
 from core.serving.client import Endpoint, endpoint, stream
 
-Message = dict[str, str]
-"""{"role": system | user | assistant, "content": text}."""
+Message = dict[str, Any]
+"""{"role": system | user | assistant, "content": text, or a list of parts where there are images}."""
+Part = dict[str, Any]
+"""An image of a message (client.image_part)."""
 FRAME_SECONDS = 0.08
 """Between two pictures of a growing answer: a browser or a terminal needs no more than 12 a second."""
 
@@ -29,6 +31,23 @@ def bring_up(job: config.Serving, workspace: Path) -> Path:
 def ready(folder: Path) -> Endpoint | None:
     """Return where the server of a run listens; None while it loads and after its end."""
     return endpoint(folder) if runs.look(folder).status == "running" else None
+
+
+def asked(text: str, images: Sequence[Part]) -> Message:
+    """Return a question; images stand before its text."""
+    return {"role": "user", "content": [*images, {"type": "text", "text": text}] if images else text}
+
+
+def images(message: Message) -> list[Part]:
+    """Return the images of a message."""
+    content = message["content"]
+    return [] if isinstance(content, str) else [part for part in content if part["type"] == "image_url"]
+
+
+def text(message: Message) -> str:
+    """Return the text of a message."""
+    content = message["content"]
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
 def answers(place: Endpoint, conversations: Sequence[list[Message]], generation: Generation) -> Generator[list[str]]:

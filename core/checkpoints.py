@@ -20,8 +20,10 @@ from core.events import Writer
 from core.files import flush, publish
 
 MANIFEST = "MANIFEST.json"
-REQUIRED = {"trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth"}
-"""Without one of these Trainer resumes all the same, silently on another curve."""
+REQUIRED = {"trainer_state.json", "scheduler.pt"}
+"""Without one of these Trainer resumes all the same, silently on another curve; so it does without the state of the
+optimizer and `chances`."""
+OPTIMIZER = frozenset({"optimizer.pt"})
 NAME = re.compile(r"checkpoint-(\d+)")
 FULL = re.compile(r"unexpected pos|[Nn]o space left|[Qq]uota exceeded|File too large|os error (?:27|28|122)\b")
 """How a full disk is told by torch.save and by safetensors, which have no error number."""
@@ -36,6 +38,10 @@ class Store:
     data: str
     """Fingerprint of the data the run learns from."""
     keep: int
+    processes: int = 1
+    """How many learn together."""
+    state: frozenset[str] = OPTIMIZER
+    """Files with the state of the optimizer."""
 
     @property
     def folder(self) -> Path:
@@ -46,22 +52,27 @@ class Store:
         """Where Trainer writes: a name that is never taken for a checkpoint."""
         return self.folder / ".writing"
 
-    def publish(self, step: int) -> Path:
-        """Give the checkpoint that Trainer has just written its manifest and its name; delete the oldest ones."""
+    def publish(self, step: int, best: int = 0) -> Path:
+        """Give the checkpoint that Trainer has just written its manifest and its name; delete the oldest ones.
+
+        best: step of one that stays however old it is.
+        """
         written = self.writing / f"checkpoint-{step}"
-        (written / "training_args.bin").unlink()  # a pickle that nobody needs
-        manifest = {"step": step, "run": self._settings(), "data": self.data, "files": _sums(written)}
+        (written / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody needs
+        manifest = {"step": step, "run": self._settings(), "data": self.data, "processes": self.processes,
+                    "state": sorted(self.state), "files": _sums(written)}  # fmt: skip
         (written / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         flush(written)
         publish(written, self.folder / written.name)
         for old in _numbered(self.folder)[self.keep :]:
-            _delete(old)
+            if old.name != f"checkpoint-{best}":
+                _delete(old)
         return self.folder / written.name
 
     def newest(self, events: Writer) -> tuple[Path, int] | None:
         """Return (the newest checkpoint that is whole, its step), None where there is none.
 
-        Raises InputError when the settings or the data have changed since it was written.
+        Raises InputError when the settings, the data or the number of processes have changed since it was written.
         """
         self.clear()
         found = newest_good(self.folder, events)
@@ -72,7 +83,13 @@ class Store:
             raise InputError("run.changed", run=self.run.name)
         if manifest["data"] != self.data:
             raise InputError("data.changed", "data", run=self.run.name)
+        if (before := manifest.get("processes", 1)) != self.processes:
+            raise InputError("run.processes", "launcher", run=self.run.name, before=before, now=self.processes)
         return found, manifest["step"]
+
+    def at(self, step: int) -> Path:
+        """Return where the checkpoint of a step lies."""
+        return self.folder / f"checkpoint-{step}"
 
     def check_space(self, size: int, copies: int = 1) -> None:
         """Raise InputError unless so many checkpoints of `size` bytes fit on the disk."""
@@ -107,23 +124,36 @@ def newest_good(folder: Path, events: Writer | None = None) -> Path | None:
 def check(checkpoint: Path) -> str:
     """Return what is wrong with a checkpoint: the name of a file that is missing or not as it was written; else ""."""
     try:
-        files = _manifest(checkpoint)["files"]
-        if missing := REQUIRED - files.keys():
+        manifest = _manifest(checkpoint)
+        files = manifest["files"]
+        needed = REQUIRED | chances(manifest.get("processes", 1)) | set(manifest.get("state", OPTIMIZER))
+        if missing := needed - files.keys():
             return min(missing)
         return next((name for name, entry in files.items() if _sum(checkpoint / name) != entry), "")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return MANIFEST
 
 
+def chances(processes: int) -> set[str]:
+    """Return the files that hold where the random numbers of each process stand."""
+    return {f"rng_state_{rank}.pth" for rank in range(processes)} if processes > 1 else {"rng_state.pth"}
+
+
 @contextmanager
-def telling_full_disk(folder: Path) -> Iterator[None]:
-    """Turn what libraries raise when nothing more can be written into an InputError that says so."""
+def telling_full_disk(folder: Path, needed: int = 0) -> Iterator[None]:
+    """Turn what libraries raise when nothing more can be written into an InputError that says so.
+
+    needed: bytes of the checkpoint that is written there; 0 where it is something else.
+    """
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
         by_number = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         if by_number or FULL.search(str(error)):
-            raise InputError("disk.write", path=str(folder)) from error
+            if not needed:
+                raise InputError("disk.write", path=str(folder)) from error
+            free = in_words(shutil.disk_usage(folder).free)
+            raise InputError("disk.checkpoint", path=str(folder), free=free, needed=in_words(needed)) from error
         raise
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import TypeAdapter, ValidationError, model_validator
@@ -16,60 +16,32 @@ from pydantic import TypeAdapter, ValidationError, model_validator
 from core import yamls
 from core.errors import InputError, Problem
 from core.messages import MESSAGES
-from core.optimizers import Optimizer
-from core.schema import Setting, Spec, choice, crossed, knob, settings
-from core.sections import Data, Evaluated, Generation, Hardware, Model, Saving, Training
-from core.stages import Stage
-from core.tuners import Tuner
-
-NAME = r"^\w[\w .-]*$"
-"""Letters and digits of any script: names are those of folders."""
+from core.run import NAME, Run
+from core.schema import Setting, Spec, crossed, knob, settings
+from core.sections import DEMO_DATA, Generation, Hardware, Model
 
 
-class Run(Spec):
-    """Train
-    Teach a model with data."""
+class Evaluated(Spec):
+    """Which questions are asked."""
 
-    kind: Literal["train"] = "train"
-    name: str = knob("run", min_length=1, max_length=60, pattern=NAME)
-    """Name
-    What it is called in lists and folders. Letters, digits, spaces, dots, dashes and underscores."""
-    model: Model = knob(Model())
-    """Model
-    The base model."""
-    data: Data = knob(Data())
-    """Data
-    What it learns from."""
-    stage: Annotated[Stage, choice("core.stages")] = knob({"kind": "sft"})
-    """Stage
-    The kind of lesson. Supervised fine-tuning teaches answers by example."""
-    tuner: Annotated[Tuner, choice("core.tuners")] = knob({"kind": "lora"})
-    """Method
-    Which weights learn. LoRA trains small added matrices and is right for most cases."""
-    optimizer: Annotated[Optimizer, choice("core.optimizers")] = knob({"kind": "adamw"})
-    """Optimizer
-    How the weights move. AdamW is the safe choice."""
-    training: Training = knob(Training())
-    """Training
-    How long and how carefully it learns."""
-    saving: Saving = knob(Saving())
-    """Checkpoints
-    What is kept on the way."""
-    hardware: Hardware = knob(Hardware())
-    """Hardware
-    What it runs on."""
-
-    @model_validator(mode="after")
-    def _stream_ends(self) -> Run:
-        if self.data.streaming and not self.training.max_steps:
-            raise crossed("data.stream_endless", "training.max_steps")
-        return self
-
-    @model_validator(mode="after")
-    def _few_bits_stay(self) -> Run:
-        if self.model.quantizer.kind != "none" and (against := self.tuner.needs_whole()):
-            raise crossed(*against)
-        return self
+    folder: str = knob(DEMO_DATA, min_length=1, max_length=1024, pick="data")
+    """Data folder
+    The folder with your files and dataset_info.json, the file that describes them."""
+    set: str = knob("orders_test", min_length=1, max_length=200, pick="set")
+    """Set
+    Name from dataset_info.json, or a file name in the data folder."""
+    max_rows: int = knob(100, ge=0)
+    """Row limit
+    Ask only the first so many rows. 0 asks all."""
+    cutoff: int = knob(1024, ge=8, le=1_048_576, expert=True)
+    """Cutoff length
+    Longest question in tokens; a longer one loses its beginning."""
+    batch_size: int = knob(16, ge=1, le=4096)
+    """Batch size
+    Questions answered at once. Lower it when memory runs out."""
+    perplexity: bool = knob(True)
+    """Perplexity
+    Measure also how surprised each model is by the reference answers. Lower is better."""
 
 
 class Evaluation(Spec):
@@ -114,6 +86,12 @@ class Serving(Spec):
     hardware: Hardware = knob(Hardware())
     """Hardware
     What it runs on."""
+
+    @model_validator(mode="after")
+    def _answers_here(self) -> Serving:
+        if self.hardware.cluster:
+            raise crossed("cluster.serving", "hardware.cluster")
+        return self
 
 
 class Export(Spec):
@@ -178,7 +156,7 @@ def override(assignments: Iterable[str]) -> dict[str, Any]:
         key, sign, value = assignment.partition("=")
         if not sign or not key.strip(". "):
             raise InputError("config.assignment", text=assignment)
-        layers.append(nest({key.strip(): yamls.value(value, key.strip())}))
+        layers.append(_spelled(nest({key.strip(): yamls.value(value, key.strip())})))
     return merge(*layers)
 
 
@@ -206,7 +184,7 @@ def resolve(*layers: Mapping[str, Any], job: str = "train") -> Job:
 
     A layer may name the job by its `kind`; `job` stands where none does.
     """
-    merged = merge(*layers)
+    merged = merge(*map(_spelled, layers))
     kind = merged.get("kind", job)
     if kind not in JOBS:
         raise InputError("config.job", "kind", given=str(kind), known=", ".join(JOBS))
@@ -231,7 +209,7 @@ def _problem(cls: type[Spec], detail: Any) -> Problem:
     place, type_ = ".".join(map(str, detail["loc"])), detail["type"]
     params = {key: value for key, value in detail.get("ctx", {}).items() if isinstance(value, str | int | float)}
     place = str(params.pop("place", place))
-    params["given"] = str(detail.get("input"))[:80]
+    params.setdefault("given", str(detail.get("input"))[:80])
     if type_ == "extra_forbidden":
         known = [s.path for s in known_settings(cls)] + sorted({s.path.rpartition(".")[0] for s in known_settings(cls)})
         near = difflib.get_close_matches(place, known, 1, 0.5)
@@ -240,6 +218,28 @@ def _problem(cls: type[Spec], detail: Any) -> Problem:
         return Problem("config.unknown_key_near" if nearest else "config.unknown_key", place, params)
     code = type_ if type_ in MESSAGES else f"config.{type_}"
     return Problem(code if code in MESSAGES else "config.invalid", place, {**params, "what": detail["msg"]})
+
+
+def _spelled(layer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a layer in which `tuner: oft` is spelled out: {"tuner": {"kind": "oft"}}."""
+    spelled = dict(layer)
+    for place in _choices():
+        *parents, last = place.split(".")
+        part: Any = spelled
+        for parent in parents:
+            if isinstance(part, dict) and isinstance(part.get(parent), Mapping):
+                part[parent] = dict(part[parent])
+                part = part[parent]
+            else:
+                part = None
+        if isinstance(part, dict) and isinstance(part.get(last), str):
+            part[last] = {"kind": part[last]}
+    return spelled
+
+
+@cache
+def _choices() -> frozenset[str]:
+    return frozenset(s.path for cls in JOBS.values() for s in known_settings(cls) if s.union)
 
 
 @cache

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -23,6 +24,7 @@ FILE = "events.jsonl"
 SNAPSHOT = "snapshot.json"
 SNAPSHOT_EVERY = 2000
 CURVES = ("loss", "smooth", "lr", "grad_norm", "tokens_per_second", "memory")
+MOST_CURVES = 64
 KEPT = 50
 """Warnings, samples and saved artefacts that a state remembers at most."""
 
@@ -42,7 +44,7 @@ class RunState:
     """The fields of the newest step event."""
     curves: dict[str, Series] = field(default_factory=lambda: {name: Series() for name in (*CURVES, "eval")})
     evals: dict[str, Any] = field(default_factory=dict)
-    """The fields of the newest eval event."""
+    """The fields of the newest eval event; of several evaluation sets, of the first."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What the started event told: device, versions, pid, resumed step."""
     saved: list[dict[str, Any]] = field(default_factory=list)
@@ -71,6 +73,7 @@ class RunState:
             self.step = int(event["resumed"])
             for curve in self.curves.values():
                 curve.cut(self.step)
+            self.samples = [sample for sample in self.samples if sample.get("step", 0) <= self.step]
             self._smooth = self.curves["smooth"].bins[-1][1] if self.curves["smooth"].bins else None
 
     def _step(self, event: dict[str, Any]) -> None:
@@ -79,6 +82,7 @@ class RunState:
         for name in CURVES:
             if isinstance(value := event.get(name), int | float):
                 self.curves[name].add(self.step, value)
+        self._metrics(event, "")
         if isinstance(loss := event.get("loss"), int | float):
             self._smooth = loss if self._smooth is None else 0.8 * self._smooth + 0.2 * loss
             self.curves["smooth"].add(self.step, self._smooth)
@@ -88,9 +92,21 @@ class RunState:
             self.seconds_per_step = pace if old is None else 0.9 * old + 0.1 * pace
 
     def _eval(self, event: dict[str, Any]) -> None:
-        self.evals = event
-        if isinstance(loss := event.get("loss"), int | float):
-            self.curves["eval"].add(int(event["step"]), loss)
+        if not self.evals or event.get("set") == self.evals.get("set"):
+            self.evals = event
+        name = event.get("set")
+        self._point(f"eval_{name}" if name else "eval", event, event.get("loss"))
+        self._metrics(event, "eval " if name == self.evals.get("set") else f"eval {name} ")
+
+    def _point(self, name: str, event: dict[str, Any], value: Any) -> None:
+        """Add a point to a curve, which begins with it."""
+        if isinstance(value, int | float) and (name in self.curves or len(self.curves) < MOST_CURVES):
+            self.curves.setdefault(name, Series()).add(int(event["step"]), value)
+
+    def _metrics(self, event: dict[str, Any], before: str) -> None:
+        """Add to the curves of what a stage tells beside its loss: rewards/margins, eval rewards/margins ..."""
+        for name, value in event.get("metrics", {}).items():
+            self._point(before + name, event, value)
 
     def _saved(self, event: dict[str, Any]) -> None:
         self.saved = [*self.saved, event][-KEPT:]
@@ -106,6 +122,20 @@ class RunState:
 
     def _end(self, event: dict[str, Any]) -> None:
         self.end = event
+
+    @property
+    def eval_curves(self) -> dict[str, Series]:
+        """The losses on held-out rows, by the name of the set; "" for rows of the training sets."""
+        named = {name.removeprefix("eval").removeprefix("_"): curve for name, curve in self.curves.items()
+                 if name == "eval" or name.startswith("eval_")}  # fmt: skip
+        return {name: curve for name, curve in named.items() if curve.bins}
+
+    @property
+    def metric_curves(self) -> dict[str, Series]:
+        """What a stage measures beside the loss: rewards, margins, divergence."""
+        known = (*CURVES, "eval")
+        return {name: curve for name, curve in self.curves.items() if name not in known and curve.bins
+                and not name.startswith("eval_")}  # fmt: skip
 
     @property
     def eta(self) -> float | None:
@@ -130,6 +160,7 @@ class Writer:
         self.folder = folder
         self.state, self._offset = fold(folder)
         self._count = 0
+        self._lock = threading.Lock()  # the watchdog writes from a thread of its own
         _end_torn_line(folder / FILE)
         self._fd = os.open(folder / FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
@@ -139,11 +170,12 @@ class Writer:
             raise ValueError(f"unknown event type {type_}")
         event = finite({"type": type_, "time": round(time.time(), 3), **fields})
         line = json.dumps(event, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace") + b"\n"
-        os.write(self._fd, line)
-        self.state.apply(event)
-        self._count += 1
-        if self._count % SNAPSHOT_EVERY == 0 or type_ == "end":
-            self.snapshot()
+        with self._lock:
+            os.write(self._fd, line)
+            self.state.apply(event)
+            self._count += 1
+            if self._count % SNAPSHOT_EVERY == 0 or type_ == "end":
+                self.snapshot()
 
     def snapshot(self) -> None:
         """Leave the fold so far with the offset it reaches, written aside and renamed."""
@@ -154,6 +186,19 @@ class Writer:
 
     def close(self) -> None:
         os.close(self._fd)
+
+
+class Silent(Writer):
+    """The writer of a process that has nothing to tell: of several that do one job the first alone tells."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.state = folder, RunState()
+
+    def write(self, type_: str, **fields: Any) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 def finite(value: Any) -> Any:

@@ -20,7 +20,7 @@ def aside(folder: Path) -> Iterator[Path]:
     try:
         yield place
         flush(place)
-    except BaseException:
+    except BaseException:  # an interrupt, too, leaves nothing half written; it goes on
         shutil.rmtree(place, ignore_errors=True)
         raise
     if folder.exists():
@@ -34,6 +34,14 @@ def write_json(path: Path, value: Any) -> None:
     place = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     place.write_text(json.dumps(value), encoding="utf-8")
     place.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; {} where there is none that can be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return {}
 
 
 def publish(place: Path, folder: Path) -> None:

@@ -10,13 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from core import templates
-from core.config import Evaluation, Export, Job, Run, Serving
+from core.config import Evaluation, Export, Job, Run, Serving, load
 from core.data.describe import find
-from core.data.rows import ANSWERS, LEARNABLE, Broken, examples
+from core.data.rows import ANSWERS, Broken, examples
 from core.errors import InputError
 from core.export.target import target
-from core.models.inspect import inspect, inspect_adapter
+from core.formats import MEDIA
+from core.models import attention
+from core.models.inspect import ModelFacts, inspect, inspect_adapter
+from core.models.packages import check_here
 from core.models.packed import packing
+from core.models.room import devices, room
 from core.workspace import HUB_ID, locate, tuned
 
 SECONDS = 0.5
@@ -25,20 +29,25 @@ SECONDS = 0.5
 
 def check(job: Job, workspace: Path) -> None:
     """Raise InputError, at the setting it belongs to, for the first thing that is wrong."""
-    packed = _check_model(job.model.path, workspace)
-    if packed and job.model.quantizer.kind != "none":
-        raise InputError("packed.twice", "model.quantizer", given=packed)
-    if packed and isinstance(job, Run) and not packing(packed).unpacked and job.tuner.needs_whole():
-        raise InputError("packed.full", "tuner", given=packed)
+    _check_devices(job)
+    facts = check_model(job, workspace)
+    if isinstance(job, Run):
+        job.optimizer.check(_device(job))
+    takes = tuple(MEDIA) if facts is None or facts.senses else ()
     if isinstance(job, Run):
         skip = job.data.skip_broken
         if job.data.template != "auto":
             templates.read(job.data.template)
-        _check_rows(job.data.folder, job.data.train, "data.train", workspace, LEARNABLE, skip=skip)
+        _check_rows(job.data.folder, job.data.train, "data.train", workspace, job.stage.wanted, takes, skip=skip)
         if job.data.eval:
-            _check_rows(job.data.folder, [job.data.eval], "data.eval", workspace, LEARNABLE, skip=skip)
+            _check_rows(job.data.folder, job.data.eval, "data.eval", workspace, job.stage.wanted, takes, skip=skip)
+        if judge := job.stage.judge():
+            _check_tuned(judge, workspace, f"stage.{job.stage.kind}.reward.judge")
+        for package in job.watching.report_to:
+            check_here(package, "watching.report_to")
+        _check_starts(job.tuner.starts(), workspace, f"tuner.{job.tuner.kind}.start")
     if isinstance(job, Evaluation):
-        _check_rows(job.evaluated.folder, [job.evaluated.set], "evaluated.set", workspace, ANSWERS)
+        _check_rows(job.evaluated.folder, [job.evaluated.set], "evaluated.set", workspace, ANSWERS, takes)
     if isinstance(job, Evaluation | Serving):
         for reference in job.tuned:
             _check_tuned(reference, workspace, "tuned")
@@ -50,20 +59,69 @@ def check(job: Job, workspace: Path) -> None:
             target(job.folder, workspace)
 
 
-def _check_model(path: str, workspace: Path) -> str:
-    """Return how the weights of the model come quantized, as far as that can be told from here."""
+def check_model(job: Job, workspace: Path) -> ModelFacts | None:
+    """Raise InputError for what is wrong with the model and what is done with it; return its facts.
+
+    None where it is not here yet.
+    """
+    _check_attention(job)
     try:
-        folder = locate(path, workspace, "model.path")
+        folder = locate(job.model.path, workspace, "model.path")
     except InputError:
-        if HUB_ID.fullmatch(path):
-            return ""  # the engine looks for it on the hub
+        if HUB_ID.fullmatch(job.model.path):
+            return None  # the engine looks for it on the hub
         raise
-    return inspect(folder).packed
+    if job.model.revision:
+        raise InputError("model.revision_here", "model.revision", folder=str(folder))
+    facts = inspect(folder)
+    if facts.packed:
+        _check_packed(job, facts.packed)
+    if isinstance(job, Run) and job.training.router_aux_loss and not facts.experts:
+        raise InputError("moe.no_router", "training.router_aux_loss", model=facts.model_type)
+    return facts
+
+
+def _check_devices(job: Job) -> None:
+    """Look whether the GPUs that are named are here, and that each process has one; nobody here knows a cluster's."""
+    if job.hardware.cluster:
+        check_here("ray", "hardware.cluster")
+        return
+    here = len(devices(job.hardware.model_copy(update={"devices": []})))
+    if absent := [number for number in job.hardware.devices if number >= here]:
+        raise InputError("devices.absent", "hardware.devices", number=min(absent), count=here)
+    if isinstance(job, Run) and here and (wanted := job.launcher.count(len(devices(job.hardware)))) > here:
+        raise InputError("devices.few", "launcher", wanted=wanted, count=here)
+
+
+def _check_packed(job: Job, packed: str) -> None:
+    """Look whether weights that come quantized can be read here, and trained above."""
+    if job.model.quantizer.kind != "none":
+        raise InputError("packed.twice", "model.quantizer", given=packed)
+    for package in packing(packed).packages:
+        check_here(package, "model.path")
+    if isinstance(job, Run) and not packing(packed).unpacked and job.tuner.needs_whole():
+        raise InputError("packed.full", "tuner", given=packed)
+
+
+def _check_attention(job: Job) -> None:
+    """Look whether the device can do what is asked; auto may be any that can be asked about without a library."""
+    if job.model.attention not in ("auto", "sdpa", "eager"):
+        attention.check(job.model, _device(job), training=isinstance(job, Run))
+
+
+def _device(job: Job) -> str:
+    hardware = job.hardware
+    if hardware.device != "auto":
+        return hardware.device
+    if hardware.cluster:
+        return "cuda" if hardware.cluster_gpus else "cpu"
+    return room(hardware).device
 
 
 def _check_rows(
-    path: str, names: list[str], place: str, workspace: Path, wanted: Sequence[str], *, skip: bool = False
-) -> None:
+    path: str, names: list[str], place: str, workspace: Path, wanted: Sequence[str], takes: Sequence[str], *,
+    skip: bool = False,
+) -> None:  # fmt: skip
     """Look at the first rows of each set; those that lie elsewhere are left to the engine."""
     root = f"{place.partition('.')[0]}.folder"
     folder = locate(path, workspace, root)
@@ -75,9 +133,27 @@ def _check_rows(
             continue
         until = time.monotonic() + SECONDS / len(names)
         broken = Broken() if skip else None
-        for _ in examples(described, folder, place, wanted=wanted, broken=broken):
+        for _ in examples(described, folder, place, wanted=wanted, broken=broken, takes=lambda: takes, whole=False):
             if time.monotonic() > until:
                 break
+
+
+def _check_starts(references: Sequence[str], workspace: Path, place: str) -> None:
+    """Look at each adapter to start from, and that none is in another one already: it would count twice."""
+    for reference in references:
+        _check_tuned(reference, workspace, place)
+        within = _started_from(tuned(reference, workspace, place).with_name("run.yaml"))
+        if twice := next((other for other in references if other in within), ""):
+            raise InputError("start.twice", place, given=twice, run=reference)
+
+
+def _started_from(settings: Path) -> list[str]:
+    """Return what a run started from; nothing for an adapter from elsewhere or a run of another version."""
+    try:
+        job = load(settings.read_text(encoding="utf-8"), settings.name) if settings.is_file() else None
+    except InputError:
+        return []
+    return job.tuner.starts() if isinstance(job, Run) else []
 
 
 def _check_tuned(reference: str, workspace: Path, place: str) -> None:

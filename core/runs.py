@@ -5,6 +5,7 @@ Nothing is kept in memory: the state of a run is the fold of its events and whet
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import json
 import os
@@ -22,10 +23,12 @@ import psutil
 from core import config, events
 from core.errors import InputError
 from core.events import RunState
-from core.files import write_json
+from core.files import read_json
+from core.models import consent
+from core.models.room import chosen, devices
+from core.supervisor import LOCK, PROCESS, QUEUED, sign_in
 from core.workspace import BUNDLED
 
-PROCESS = "process.json"
 EXIT = "exit.json"
 STOP = "stop"
 ACTIVE = frozenset({"starting", "running", "stopping"})
@@ -38,7 +41,7 @@ class View:
 
     folder: Path
     status: str
-    """new, starting, running, stopping, done, stopped, failed, out_of_memory, nan, killed or lost."""
+    """new, queued, starting, running, stopping, done, stopped, failed, out_of_memory, nan, killed or lost."""
     state: RunState
     offset: int
     exit: dict[str, Any] = field(default_factory=dict)
@@ -51,14 +54,19 @@ class View:
     def active(self) -> bool:
         return self.status in ACTIVE
 
+    @property
+    def position(self) -> int:
+        """Its place in the queue, from 1; 0 for a run that does not wait."""
+        order = list(waiting(self.folder.parents[1])) if self.status == "queued" else []
+        return order.index(self.folder) + 1 if self.folder in order else 0
+
 
 def create(job: config.Job, workspace: Path) -> Path:
     """Make the folder of a new run with its settings, frozen; return it."""
     root = workspace / "runs"
-    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", job.name).strip("-.") or job.kind
     try:
         root.mkdir(parents=True, exist_ok=True)
-        folder = _fresh(root, slug)
+        folder = _fresh(root, slug(job.name, job.kind))
         (folder / "run.yaml").write_text(config.dump(job), encoding="utf-8")
         (folder / "run.yaml").chmod(0o400)
     except OSError as error:
@@ -66,10 +74,15 @@ def create(job: config.Job, workspace: Path) -> Path:
     return folder
 
 
-def _fresh(root: Path, slug: str) -> Path:
-    """Make a folder that did not exist: slug, slug-2, slug-3 ...; mkdir decides between two who ask at once."""
+def slug(name: str, empty: str) -> str:
+    """Return a name as that of a folder; `empty` where nothing is left of it."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or empty
+
+
+def _fresh(root: Path, name: str) -> Path:
+    """Make a folder that did not exist: name, name-2, name-3 ...; mkdir decides between two who ask at once."""
     for number in itertools.count(1):
-        folder = root / (slug if number == 1 else f"{slug}-{number}")
+        folder = root / (name if number == 1 else f"{name}-{number}")
         try:
             folder.mkdir(mode=0o700)
         except FileExistsError:
@@ -92,6 +105,16 @@ def listed(workspace: Path) -> list[Path]:
     return sorted(found, key=lambda folder: (folder / "run.yaml").stat().st_mtime, reverse=True)
 
 
+def waiting(workspace: Path) -> dict[Path, float]:
+    """Return folder -> place of the runs that wait in the queue, in its order (core.queue)."""
+    found: list[tuple[float, Path]] = []
+    for mark in (workspace / "runs").glob(f"*/{QUEUED}"):
+        place = read_json(mark).get("place")
+        if isinstance(place, int | float):  # else it was taken off just now
+            found.append((place, mark.parent))
+    return {folder: place for place, folder in sorted(found)}
+
+
 def settings(folder: Path) -> config.Job:
     """Return the job that a run was created with."""
     return config.load((folder / "run.yaml").read_text(encoding="utf-8"), f"{folder.name}/run.yaml")
@@ -103,14 +126,16 @@ def look(folder: Path, before: View | None = None) -> View:
         state, offset = events.fold(folder)
     else:
         state, offset = events.catch_up(folder, before.state, before.offset)
-    exit_record = _read_json(folder / EXIT)
+    exit_record = read_json(folder / EXIT)
     return View(folder, _status(folder, state, exit_record), state, offset, exit_record)
 
 
 def _status(folder: Path, state: RunState, exit_record: dict[str, Any]) -> str:
+    if (folder / QUEUED).exists() and supervisor(folder) is None:
+        return "queued"
     if exit_record:
         return exit_record["cause"]
-    process = _read_json(folder / PROCESS)
+    process = read_json(folder / PROCESS)
     if not process:
         return "new"
     begun = state.started is not None and state.started >= process["launched"]
@@ -123,8 +148,13 @@ def _status(folder: Path, state: RunState, exit_record: dict[str, Any]) -> str:
 
 
 def supervisor(folder: Path) -> psutil.Process | None:
-    """Return the living supervisor of a run; a process that merely reuses its number does not count."""
-    record = _read_json(folder / PROCESS)
+    """Return the living supervisor of a run."""
+    return living(folder / PROCESS)
+
+
+def living(path: Path) -> psutil.Process | None:
+    """Return the living process of a record; one that merely reuses its number does not count."""
+    record = read_json(path)
     try:
         process = psutil.Process(record["pid"])
         same = abs(process.create_time() - record["created"]) < 0.05
@@ -133,26 +163,53 @@ def supervisor(folder: Path) -> psutil.Process | None:
         return None
 
 
-def launch(folder: Path) -> None:
-    """Start the supervisor of a run, detached: a session of its own, no pipe, no stdin. It outlives its starter."""
-    if supervisor(folder) is not None:
-        raise InputError("run.active", run=folder.name)
-    grace = settings(folder).hardware.grace
-    for leftover in (EXIT, STOP):
-        (folder / leftover).unlink(missing_ok=True)
+def launch(folder: Path, more: dict[str, str] | None = None) -> None:
+    """Start the supervisor of a run, detached: a session of its own, no pipe, no stdin. It outlives its starter.
+
+    more: what its environment has beside ours. The lock of the run is taken here and handed over: of two who launch
+    at once one gets a run that is active.
+    """
+    job = settings(folder)
+    env = environment() | chosen(job.hardware) | (more or {})
+    with (folder / LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError("run.active", run=folder.name) from None
+        for leftover in (EXIT, STOP):
+            (folder / leftover).unlink(missing_ok=True)
+        sign_in(folder, _start(folder, job, env, handed=(lock.fileno(),)), env)
+
+
+def join(folder: Path, node: int) -> None:
+    """Start the part of a run that machine `node` does, counted from 0; the first one launches the run itself."""
+    job = settings(folder)
+    machines = job.launcher.machines if isinstance(job, config.Run) else 1
+    if not 0 < node < machines:
+        raise InputError("run.node", run=folder.name, node=node, last=machines - 1)
+    _start(folder, job, environment() | chosen(job.hardware), node)
+
+
+def _start(folder: Path, job: config.Job, env: dict[str, str], node: int = 0, handed: tuple[int, ...] = ()) -> int:
+    """Start the supervisor of a run on this machine, with the lock that is handed to it; return its number."""
+    hardware = job.hardware
+    count = hardware.cluster_gpus if hardware.cluster else len(devices(hardware))
+    crew = job.launcher.crew(count) if isinstance(job, config.Run) else {}
+    if hardware.cluster:
+        crew = {"module": "core.cluster", "more": [json.dumps(crew)]}
+    command = [str(folder), str(hardware.grace), json.dumps(crew | {"node": node}), *map(str, handed)]
     with (folder / "supervisor.log").open("ab") as log:
         child = subprocess.Popen(
-            [sys.executable, "-m", "core.supervisor", str(folder), str(grace)],
+            [sys.executable, "-m", "core.supervisor", *command],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             start_new_session=True,
+            pass_fds=handed,
             cwd=folder.parents[1],
-            env=environment(),
+            env=env,
         )
-    process = psutil.Process(child.pid)
-    record = {"pid": child.pid, "created": process.create_time(), "launched": round(process.create_time(), 3)}
-    write_json(folder / PROCESS, record)
+    return child.pid
 
 
 def environment() -> dict[str, str]:
@@ -161,12 +218,14 @@ def environment() -> dict[str, str]:
     path = os.pathsep.join(filter(None, [str(BUNDLED), ours.get("PYTHONPATH", "")]))
     fixed = {
         "PYTHONPATH": path,
+        "PYTHONSAFEPATH": "1",  # a workspace is no place to import from: it may hold a core.py of somebody else
         "PYTHONUTF8": "1",
         "PYTHONUNBUFFERED": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONWARNINGS": "ignore::FutureWarning",  # the libraries' talk among themselves, no news for a log
         "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1",
+        **({consent.FLAG: "1"} if consent.allowed() else {}),
     }
     return ours | fixed
 
@@ -196,13 +255,6 @@ def delete(folder: Path) -> None:
     if supervisor(folder) is not None:
         raise InputError("run.active", run=folder.name)
     shutil.rmtree(folder)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return {}
 
 
 def _size(path: Path) -> int:

@@ -8,6 +8,7 @@ This module is cold: it imports pydantic and the standard library only.
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -84,6 +85,8 @@ class Setting:
     info: FieldInfo
     variant: tuple[str, str] | None
     """(path of the nearest choice, kind) that this setting belongs to; None outside any choice."""
+    shared: bool = False
+    """Whether other kinds of the choice have it, too: it is declared in a class above them."""
 
     @property
     def label(self) -> str:
@@ -129,6 +132,11 @@ class Setting:
         return place + self.path.removeprefix(f"{place}.{kind}")
 
     @property
+    def text(self) -> str:
+        """The key of its label and help: what several kinds share is told once, beside them."""
+        return self.key if self.shared else self.path
+
+    @property
     def _extra(self) -> dict[str, Any]:
         extra = self.info.json_schema_extra
         return extra if isinstance(extra, dict) else {}
@@ -139,7 +147,8 @@ def settings(spec: type[Spec], prefix: str = "", variant: tuple[str, str] | None
     for name, info in spec.model_fields.items():
         if name == "kind":
             continue
-        setting = Setting(f"{prefix}{name}", info, variant)
+        shared = variant is not None and name not in inspect.get_annotations(spec)
+        setting = Setting(f"{prefix}{name}", info, variant, shared)
         if setting.union:
             yield setting
             for kind, cls in variants(setting.union.package).items():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from core.quantizers import Quantizer
 from core.schema import Spec, choice, crossed, knob
@@ -23,9 +24,10 @@ class Model(Spec):
     revision: str = knob("", max_length=100, expert=True)
     """Revision
     Branch, tag or commit of a hub model. Fix it to make a run repeatable. Left empty: the newest."""
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = knob("auto", expert=True)
+    precision: Literal["auto", "bf16", "fp16", "fp32", "pure_bf16"] = knob("auto", expert=True)
     """Precision
-    Number format of the computation. Auto takes bf16 where the device has it and fp32 on a CPU."""
+    Number format of the computation. Auto takes bf16 where the device has it, also to train on a CPU, else fp32. What
+    learns is held in fp32 all the same, but with pure_bf16, which takes half the memory and learns a little worse."""
     quantizer: Annotated[Quantizer, choice("core.quantizers")] = knob({"kind": "none"})
     """Quantization
     In how many bits the weights are held. Fewer let a larger model fit; only adapters can be trained above them."""
@@ -36,9 +38,48 @@ class Model(Spec):
     context: int = knob(0, ge=0, le=1 << 24, expert=True)
     """Context
     Longest input in tokens that the model is stretched to. 0: the cutoff length of the run."""
-    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = knob("auto", expert=True)
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"] = knob(
+        "auto", expert=True
+    )
     """Attention
-    Implementation of attention. Auto takes sdpa, the fastest that every device has."""
+    Implementation of attention. Auto takes sdpa, the fastest that every device has, or eager for models that need it.
+    Flash attention wants an NVIDIA GPU, its package and 16 bits; flex can't train on a CPU."""
+    add_tokens: list[str] = knob([], max_length=10_000, expert=True)
+    """New tokens
+    Words that shall be one token each, such as names of your trade. They begin as an average word and are learned from
+    the rows, so there should be many of each."""
+    add_special_tokens: list[str] = knob([], max_length=10_000, expert=True)
+    """New control tokens
+    Tokens that only a chat template can write: in what people type they stay plain text."""
+
+    @model_validator(mode="after")
+    def _tokens_are_new_words(self) -> Model:
+        for number, token in enumerate(self.added):
+            place = "model.add_tokens" if number < len(self.add_tokens) else "model.add_special_tokens"
+            if not token.strip() or not token.isprintable() or token in self.added[:number]:
+                raise crossed("vocabulary.token", place, token=token)
+        return self
+
+    @property
+    def added(self) -> list[str]:
+        """All new tokens, in the order of their ids."""
+        return [*self.add_tokens, *self.add_special_tokens]
+
+    def at(self, folder: str) -> Model:
+        """Return the settings for a whole model made from this one: it has its new tokens and positions already."""
+        return self.model_copy(update={"path": folder, "revision": "", "rope": "none", "context": 0, "add_tokens": [],
+                                       "add_special_tokens": []})  # fmt: skip
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _of_a_page(cls, given: Any) -> Any:
+        return re.sub(r"^https://huggingface\.co/([^/]+/[^/?#]+).*", r"\1", given) if isinstance(given, str) else given
+
+    @model_validator(mode="after")
+    def _flash_in_16_bits(self) -> Model:
+        if self.attention.startswith("flash") and self.precision == "fp32":
+            raise crossed("attention.precision", "model.precision")
+        return self
 
 
 class Data(Spec):
@@ -50,10 +91,10 @@ class Data(Spec):
     train: list[str] = knob(["orders_train"], min_length=1, max_length=64, pick="set")
     """Training sets
     Names from dataset_info.json, or file names in the data folder. Several are joined."""
-    eval: str = knob("", max_length=200, pick="set")
-    """Evaluation set
-    Rows that are never trained on and tell whether the model learns or memorises. Left empty, a share of the
-    training rows is held out."""
+    eval: list[str] = knob([], max_length=16, pick="set")
+    """Evaluation sets
+    Rows that are never trained on and tell whether the model learns or memorises; each set has its own curve. Left
+    empty, a share of the training rows is held out."""
     eval_share: float = knob(0.05, ge=0, le=0.5)
     """Held-out share
     Part of the training rows kept for evaluation when no evaluation set is named. 0 turns it off.
@@ -101,9 +142,15 @@ class Data(Spec):
     """Shuffle buffer
     Rows of a stream that wait, and of which the next is drawn by chance. More mixes better and takes more memory."""
 
+    @field_validator("eval", mode="before")
+    @classmethod
+    def _one_or_several(cls, given: Any) -> Any:
+        """A name alone is a list of one: so it was written before there could be several."""
+        return [name for name in [given] if name] if isinstance(given, str) else given
+
     @model_validator(mode="after")
     def _sets_fit(self) -> Data:
-        if self.eval and self.eval in self.train:
+        if set(self.eval) & set(self.train):
             raise crossed("data.eval_trained", "data.eval")
         if self.shares and len(self.shares) != len(self.train):
             raise crossed("data.shares_count", "data.shares")
@@ -142,6 +189,23 @@ class Training(Spec):
     gradient_checkpointing: bool = knob(False, expert=True)
     """Gradient checkpointing
     Compute activations twice instead of keeping them: about a third slower, far less memory on long rows."""
+    s2: float = knob(0.0, ge=0, le=0.5, expert=True)
+    """Shifted attention (S2)
+    Learn long rows in groups of this share of the cutoff length, half of the heads shifted by half a group: much less
+    work on very long rows (LongLoRA). Answers are given with full attention. 0 turns it off. Typical: 0.25."""
+    router_aux_loss: float = knob(0.0, ge=0, le=10, expert=True)
+    """Router balance
+    In a mixture of experts: weight of the loss that keeps routers from always choosing the same experts. 0 turns it
+    off. Typical: 0.001 to 0.01."""
+    offload_activations: bool = knob(False, expert=True)
+    """Offload activations
+    Keep what the backward pass needs in the memory of the machine instead of the GPU: slower, for longer rows."""
+    upcast_norms: bool = knob(False, expert=True)
+    """Norms in fp32
+    Hold and compute normalization layers in fp32: steadier in 16 bits, a little slower."""
+    upcast_logits: bool = knob(False, expert=True)
+    """Logits in fp32
+    Give the output of the head in fp32, so that the loss is exact. Takes memory with large vocabularies."""
     group_by_length: bool = knob(True, expert=True)
     """Group by length
     Put rows of similar length into a batch: less padding, more speed."""
@@ -182,6 +246,16 @@ class Hardware(Spec):
     device: Literal["auto", "cpu", "cuda", "mps"] = knob("auto")
     """Device
     Auto takes the GPU when there is one."""
+    devices: list[int] = knob([], max_length=64, expert=True)
+    """GPUs
+    Numbers of the GPUs that are used: [0, 1]. Left empty: one process takes the first, several take all."""
+    cluster: str = knob("", pattern=r"^(https?://[\w.-]+(:\d{1,5})?(/[\w./-]*)?)?$", max_length=200, expert=True)
+    """Ray cluster
+    Address of the dashboard of a Ray cluster that does the job, such as http://10.0.0.1:8265. The workspace and
+    Tuneboard lie at the same paths there. Left empty: this machine."""
+    cluster_gpus: int = knob(0, ge=0, le=1024, expert=True)
+    """GPUs of the cluster
+    How many the job asks the cluster for."""
     threads: int = knob(0, ge=0, le=1024, expert=True)
     """CPU threads
     Threads of one process. Set 1 on a machine that others use, too. 0 leaves it to the machine."""
@@ -189,28 +263,15 @@ class Hardware(Spec):
     """Grace period
     Seconds that a stopped job has to save its work before it is killed."""
 
-
-class Evaluated(Spec):
-    """Which questions are asked."""
-
-    folder: str = knob(DEMO_DATA, min_length=1, max_length=1024, pick="data")
-    """Data folder
-    The folder with your files and dataset_info.json, the file that describes them."""
-    set: str = knob("orders_test", min_length=1, max_length=200, pick="set")
-    """Set
-    Name from dataset_info.json, or a file name in the data folder."""
-    max_rows: int = knob(100, ge=0)
-    """Row limit
-    Ask only the first so many rows. 0 asks all."""
-    cutoff: int = knob(1024, ge=8, le=1_048_576, expert=True)
-    """Cutoff length
-    Longest question in tokens; a longer one loses its beginning."""
-    batch_size: int = knob(16, ge=1, le=4096)
-    """Batch size
-    Questions answered at once. Lower it when memory runs out."""
-    perplexity: bool = knob(True)
-    """Perplexity
-    Measure also how surprised each model is by the reference answers. Lower is better."""
+    @model_validator(mode="after")
+    def _devices_are_gpus(self) -> Hardware:
+        if self.devices and self.device in ("cpu", "mps"):
+            raise crossed("devices.none", "hardware.devices", device=self.device)
+        if min(self.devices, default=0) < 0 or len(set(self.devices)) < len(self.devices):
+            raise crossed("devices.twice", "hardware.devices")
+        if self.devices and self.cluster:
+            raise crossed("cluster.devices", "hardware.devices")
+        return self
 
 
 class Generation(Spec):

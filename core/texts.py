@@ -19,7 +19,7 @@ def texts() -> dict[str, Any]:
             if section(info):
                 _put(found, f"section.{name}", info.description or "")
         for setting in config.known_settings(cls):
-            _put(found, f"field.{setting.path}", setting.info.description or "")
+            _put(found, f"field.{setting.text}", setting.info.description or "")
             if setting.union:
                 for kind_, variant in variants(setting.union.package).items():
                     _put(found, f"choice.{setting.path}.{kind_}", variant.__doc__ or "")

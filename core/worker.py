@@ -1,6 +1,7 @@
 """`python -m core.worker RUN_DIR [GRACE]`: load the job of a run folder, do it, write exactly one end event.
 
-The supervisor starts it; nobody else needs to. Its exit status is the category of errors.py.
+The supervisor starts it; nobody else needs to. Its exit status is the category of errors.py. Of several processes that
+do one job together the first alone writes events.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ from typing import Any
 
 from core import config
 from core.errors import DeviceError, InputError, NotFinite, OutOfMemory, Problem, Stopped, TuneboardError
-from core.events import Writer
+from core.events import Silent, Writer
+from core.imports import quickly
 from core.models.packages import shield
+from core.relief import relieve
+from core.team import Team
 from core.workspace import Context
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -29,19 +33,21 @@ CAUSES = {Stopped: "stopped", OutOfMemory: "out_of_memory", NotFinite: "nan"}
 
 def main(folder: Path, grace: float = 120.0) -> int:
     faulthandler.register(signal.SIGUSR1, all_threads=True)
-    began, events, stop = time.monotonic(), Writer(folder), threading.Event()
+    team, began, stop = Team.called(), time.monotonic(), threading.Event()
+    events = Writer(folder) if team.rank == 0 else Silent(folder)
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, lambda *_: stop.set())
     threading.Thread(target=_follow_parent, args=(os.getppid(), stop, grace), daemon=True).start()
     metrics: dict[str, Any] = {}
     error: TuneboardError | None = None
+    job: config.Job | None = None
     try:
         job = config.load((folder / "run.yaml").read_text(encoding="utf-8"), "run.yaml")
         _use_threads(job.hardware.threads)
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels that no run here asked for
-        events.write("started", job=job.kind, pid=os.getpid())
+        events.write("started", job=job.kind, pid=os.getpid(), processes=team.size)
         events.write("phase", phase="load_libraries", params={})
-        context = Context(folder, folder.parents[1], events, stop)
+        context = Context(folder, folder.parents[1], events, stop, team)
         for package, what in shield(context.workspace).items():
             events.write("warning", code="package.hidden", place="", params={"package": package, "what": what})
         metrics = _do(job, context)
@@ -50,6 +56,12 @@ def main(folder: Path, grace: float = 120.0) -> int:
     except BaseException as raised:  # noqa: BLE001 - the one place that turns what nobody foresaw into a record
         traceback.print_exc()
         error = classify(raised)
+        if team.size > 1 and type(error) is TuneboardError:
+            error = team.blame(folder, error)
+    if isinstance(error, OutOfMemory) and isinstance(job, config.Run):
+        error = relieve(error, job, folder.parents[1])
+    if error is not None and team.size > 1:
+        team.confess(folder, error)
     if error is not None and not isinstance(error, Stopped):
         for problem in error.problems:
             events.write("error", code=problem.code, place=problem.place, params=problem.params)
@@ -62,17 +74,22 @@ def main(folder: Path, grace: float = 120.0) -> int:
 def _do(job: config.Job, context: Context) -> dict[str, Any]:
     """Do the job; the heavy libraries are imported here, by the one that needs them."""
     if isinstance(job, config.Run):
-        return job.stage.train(job, context)
+        context.team.join(context.folder, job.hardware)
+        with quickly():
+            from core.training import course  # noqa: F401 - all that a stage needs
+        metrics = job.stage.train(job, context)
+        context.team.leave()
+        return metrics
     if isinstance(job, config.Evaluation):
-        from core.evaluation.run import evaluate
-
+        with quickly():
+            from core.evaluation.run import evaluate
         return evaluate(job, context)
     if isinstance(job, config.Export):
-        from core.export.merge import export
-
+        with quickly():
+            from core.export.merge import export
         return export(job, context)
-    from core.serving.server import serve
-
+    with quickly():
+        from core.serving.server import serve
     return serve(job, context)
 
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.errors import InputError
+from core.team import Team
 
 if TYPE_CHECKING:
     import threading
@@ -34,6 +35,8 @@ class Context:
     events: Writer
     stop: threading.Event
     """Set when the job is asked to stop; it then saves its work and raises Stopped."""
+    team: Team = field(default_factory=Team)
+    """The processes that do the job, and which of them this is."""
 
 
 def default() -> Path:

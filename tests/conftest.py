@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -27,6 +28,19 @@ TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
 )
 WORDS = "red green blue pen book cup order for Anna Paul Mia please two three four turn this into JSON".split()  # noqa: SIM905
+
+
+class Folders(LoadScopeScheduling):
+    """One process drives browsers and one kills runs, each needs a core; the other tests go wherever there is time."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        folder = nodeid.split("/")[1]
+        return folder if folder in ("browser", "faults") else nodeid
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Folders:
+    return Folders(config, log)  # xdist's own groups are not seen by pytest 9.2
 
 
 @pytest.fixture(scope="session")
@@ -110,7 +124,7 @@ def make_run(tiny_model: Path, tiny_data: Path, workspace: Path) -> Callable[...
 def new_run(folder: Path, model: Path, data: Path, *settings: str) -> Path:
     """Make a run folder: four rows a batch, ten steps, everything logged, one thread."""
     base: dict[str, Any] = {
-        "model": {"path": str(model)},
+        "model": {"path": str(model), "precision": "fp32"},  # auto would depend on the machine
         "data": {"folder": str(data), "train": ["orders"], "eval_share": 0.1},
         "training": {"max_steps": 10, "batch_size": 4, "eval_every": 5},
         "tuner": {"kind": "lora", "rank": 4, "alpha": 8.0},

@@ -71,6 +71,28 @@ def test_nothing_runs_what_was_given():
     assert found == []
 
 
+IMPORTERS = {"import_module", "module_from_spec", "spec_from_file_location", "get_class_from_dynamic_module",
+             "get_cached_module_file", "load_custom_generate", "run_path", "run_module", "__import__"}  # fmt: skip
+IMPORTING = {"core/models/foreign.py", "core/models/packages.py", "core/schema.py", "app/board.py"}
+"""The first imports code of models, by consent; the others packages that are installed, and our own."""
+
+
+def test_code_of_models_runs_in_one_place():
+    found, told = [], 0
+    for path, tree in trees():
+        for node in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            function, where = ast.unparse(node.func), f"{name(path)}:{node.lineno}"
+            trust = {ast.unparse(k.value) for k in node.keywords if k.arg == "trust_remote_code"}
+            told += bool(trust)
+            if trust - {"False"}:
+                found.append(f"{where} trusts")
+            if re.fullmatch(r"(Auto\w+|_auto\(.*\))\.from_pretrained", function) and not trust:
+                found.append(f"{where} leaves open whether it trusts")
+            if function.rpartition(".")[2] in IMPORTERS and name(path) not in IMPORTING:
+                found.append(f"{where} imports")
+    assert found == [] and told >= 5
+
+
 @pytest.mark.parametrize(
     "module", ["core.config", "core.runs", "core.supervisor", "core.worker", "core.texts", "app.cli", "app.board"]
 )
@@ -114,7 +136,7 @@ def test_every_raised_code_has_a_text_with_its_parameters():
 
 
 def test_every_text_has_a_use():
-    source = "\n".join(path.read_text(encoding="utf-8") for path in FILES if path != ROOT / "core" / "messages.py")
+    source = "\n".join(path.read_text(encoding="utf-8") for path in FILES if path.parent != ROOT / "core" / "messages")
     unused = [c for c in MESSAGES if not c.startswith(DYNAMIC_CODES) and f'"{c}"' not in source]
     assert unused == []
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from html import escape
 from typing import Any
 
 import gradio as gr
 
-from app import jobs, jobtab, show, talk
+from app import images, jobs, jobtab, show, talk
 from app.answers import BASE
 from app.fields import make, said, texts
 from app.form import Form
@@ -32,7 +32,7 @@ Histories = list[list[talk.Message]]
 """The conversation of each column; kept by the session, for what a page sends could be anything."""
 
 
-def build(page: Page) -> None:
+def build(page: Page, tab: gr.Tab) -> None:
     """Lay out the tab and wire it."""
     with gr.Row(elem_classes=["tb-workbench", "tb-chat"]):
         with gr.Column(elem_classes=["tb-form"]):
@@ -46,12 +46,12 @@ def build(page: Page) -> None:
             note = gr.HTML(elem_id="tb-chat-note", visible=False, min_height=0)
             with gr.Row(elem_classes=["tb-chat-answers"]):
                 columns = [_column(page, index) for index in range(COLUMNS)]
-            question, buttons = _ask(page)
+            question, image, buttons = _ask(page)
     served, histories = gr.State(""), gr.State([[] for _ in range(COLUMNS)])
     timer = gr.Timer(jobtab.TICK_SECONDS, active=False)
-    _wire_load(page, form, load, unload, served, timer, [status, *columns])
-    asking = [page.language, served, histories, question, system, *fields]
-    _wire_ask(page, buttons, question, asking, [*columns, histories, question, note, buttons["stop"], *fields])
+    _wire_load(page, tab, form, load, unload, served, timer, [status, image, *columns])
+    asking = [page.language, served, histories, question, image, system, *fields]
+    _wire_ask(page, buttons, question, asking, [*columns, histories, question, image, note, buttons["stop"], *fields])
 
 
 _CARDS = {"tuned": ("tuned", "model"), "hardware": ("hardware",)}
@@ -62,7 +62,7 @@ def _sampling(page: Page) -> tuple[gr.Textbox, list[Any]]:
     with page.say(gr.Accordion(open=False, elem_classes=["tb-card"]), label="ui.chat.sampling"):
         system = gr.Textbox(lines=2, max_lines=6, elem_id="tb-chat-system", elem_classes=["tb-wide"])
         page.say(system, label="ui.chat.system", info="ui.chat.system_help")
-        fields = [make(setting, KEY, []) for setting in SAMPLING]
+        fields = [make(setting, KEY) for setting in SAMPLING]
     for setting, field in zip(SAMPLING, fields, strict=True):
         field.value = WARM.get(setting.path, field.value)
     retold = lambda language: [gr.update(**texts(language, setting)) for setting in SAMPLING]  # noqa: E731
@@ -80,24 +80,32 @@ def _column(page: Page, index: int) -> gr.Chatbot:
     return page.say(chatbot, placeholder="ui.chat.empty")
 
 
-def _ask(page: Page) -> tuple[gr.Textbox, dict[str, gr.Button]]:
-    """Lay out the question and its buttons."""
+def _ask(page: Page) -> tuple[gr.Textbox, gr.UploadButton, dict[str, gr.Button]]:
+    """Lay out the question, the image beside it for models that see, and the buttons."""
     with gr.Row(elem_classes=["tb-chat-ask"]):
         question = gr.Textbox(
             lines=1, max_lines=6, container=False, show_label=False, scale=1, max_length=LONGEST_QUESTION,
             elem_id="tb-chat-input",
         )  # fmt: skip
         page.say(question, label="ui.chat.question", placeholder="ui.chat.question")
+        image = images.button(page)
         buttons = {}
         for name in ("send", "stop", "retry", "clear"):
             variant = {"send": "primary", "stop": "stop"}.get(name, "secondary")
             shape: dict[str, Any] = {"variant": variant, "min_width": 80, "scale": 0, "visible": name != "stop"}
             buttons[name] = page.say(gr.Button(**shape, elem_id=f"tb-chat-{name}"), value=f"ui.chat.{name}")
-    return question, buttons
+    return question, image, buttons
 
 
 def _wire_load(
-    page: Page, form: Form, load: gr.Button, unload: gr.Button, served: gr.State, timer: gr.Timer, outputs: list[Any]
+    page: Page,
+    tab: gr.Tab,
+    form: Form,
+    load: gr.Button,
+    unload: gr.Button,
+    served: gr.State,
+    timer: gr.Timer,
+    outputs: list[Any],
 ) -> None:
     """Load and unload the line-up; find one that is loaded when the page opens."""
 
@@ -126,18 +134,18 @@ def _wire_load(
         place = talk.ready(view.folder) if view and up else None
         told = _ready(language, place.models) if place else show.head(language, view) if view else ""
         labels = place.models if place else _expected(view) if view and up else (BASE,)
-        return [gr.update(visible=up), gr.Timer(active=up and place is None), told, *_columns(language, labels)]
+        sees = gr.update(visible=bool(place and place.sees))
+        return [gr.update(visible=up), gr.Timer(active=up and place is None), told, sees, *_columns(language, labels)]
 
     state = [page.language, form.wrong, *form.inputs]
     load.click(begin, state, [*form.outputs, served], **TELLING)
     unload.click(lambda name: _unload(name, page), served, timer, **QUIET)
     gr.on([served.change, timer.tick, page.language.change], look, [page.language, served],
           [unload, timer, *outputs], **QUIET)  # fmt: skip
-    arriving = [page.run.change, page.tabs.select]
     seen = [page.run, served, form.fields["tuned"]]
-    jobtab.retell(page, form, gr.on(arriving, found, seen, [*form.inputs, served], **TELLING))
+    jobtab.retell(page, form, tab.select(found, seen, [*form.inputs, served], **TELLING))
     jobtab.follow_base(page, form, "tuned")
-    jobtab.suggest(page, form, "tuned")
+    jobtab.follow_wish(page, form, "tuned")
 
 
 def _wire_ask(
@@ -145,18 +153,22 @@ def _wire_ask(
 ) -> None:
     """Send, stop, ask again, clear."""
 
-    def ask(language: str, name: str, histories: Histories, text: Any, system: Any, *values: Any) -> Iterator[Any]:
-        yield from _answer(page, language, name, histories, str(text or "").strip(), str(system or ""), values)
+    def ask(
+        language: str, name: str, histories: Histories, text: Any, image: Any, system: Any, *values: Any
+    ) -> Iterator[Any]:
+        question = lambda: talk.asked(str(text or "").strip(), images.parts(image))  # noqa: E731
+        yield from _answer(page, language, name, histories, question, str(system or ""), values)
 
-    def again(language: str, name: str, histories: Histories, _: Any, system: Any, *values: Any) -> Iterator[Any]:
+    def again(
+        language: str, name: str, histories: Histories, _: Any, __: Any, system: Any, *values: Any
+    ) -> Iterator[Any]:
         asked = [index for index, message in enumerate(histories[0]) if message["role"] == "user"]
         if asked:
-            text, trimmed = histories[0][asked[-1]]["content"], [history[: asked[-1]] for history in histories]
-            yield from _answer(page, language, name, trimmed, text, str(system or ""), values)
+            question, trimmed = histories[0][asked[-1]], [history[: asked[-1]] for history in histories]
+            yield from _answer(page, language, name, trimmed, lambda: question, str(system or ""), values)
 
     stop = buttons["stop"]
-    busy: dict[str, Any] = {"concurrency_id": "chat", "concurrency_limit": 8, "api_visibility": "private",
-                            "show_progress": "hidden"}  # fmt: skip
+    busy: dict[str, Any] = {"concurrency_id": "chat", "concurrency_limit": 8, **TELLING}
     events: list[Any] = [
         gr.on([question.submit, buttons["send"].click], ask, inputs, outputs, **busy),
         buttons["retry"].click(again, inputs, outputs, **busy),
@@ -165,35 +177,40 @@ def _wire_ask(
     columns, histories = outputs[:COLUMNS], inputs[2]
     empty = lambda: [*[[] for _ in columns], [[] for _ in columns], gr.update(visible=False)]  # noqa: E731
     buttons["clear"].click(empty, None, [*columns, histories, stop], cancels=events, **QUIET)
+    images.wire(page, inputs[4], buttons["clear"])
     served = inputs[1]  # another line-up begins another conversation
     served.change(empty, None, [*columns, histories, stop], **QUIET)
 
 
 def _answer(
-    page: Page, language: str, name: str, histories: Histories, text: str, system: str, values: tuple[Any, ...]
-) -> Iterator[list[Any]]:
-    """Yield the page while the answers grow: columns, histories, question, note, Stop, sampling fields."""
-    same, hidden = [gr.update()] * len(SAMPLING), gr.update(visible=False)
+    page: Page, language: str, name: str, histories: Histories, question: Callable[[], talk.Message], system: str,
+    values: tuple[Any, ...],
+) -> Iterator[list[Any]]:  # fmt: skip
+    """Yield the page while the answers grow: columns, histories, question, image, note, Stop, sampling fields."""
+    same, hidden, kept = [gr.update()] * len(SAMPLING), gr.update(visible=False), [gr.update()] * 2
+    text: Any = gr.update()
     try:
-        generation = _generation(values)
+        generation, message = _generation(values), question()
         view = _view(name, page)
         place = talk.ready(view.folder) if view else None
-        if place is None or not text:
+        if place is None or not talk.text(message):
             note = _note(language, None if place else "unloaded")
-            yield [*[gr.update()] * COLUMNS, histories, gr.update(), note, hidden, *same]
+            yield [*[gr.update()] * COLUMNS, histories, *kept, note, hidden, *same]
             return
-        asked = [[*history, {"role": "user", "content": text}] for history in histories[: len(place.models)]]
+        asked = [[*history, message] for history in histories[: len(place.models)]]
         first = [{"role": "system", "content": system}] if system.strip() else []
         with closing(talk.answers(place, [[*first, *messages] for messages in asked], generation)) as growing:
-            rest, grown = histories[len(asked) :], asked
-            yield [*_shown(asked), asked + rest, "", _note(language, None), gr.update(visible=True), *same]
+            rest, grown, text = histories[len(asked) :], asked, talk.text(message)
+            yield [*_shown(asked), asked + rest, "", gr.update(), _note(language, None), gr.update(visible=True), *same]
+            taken = iter([images.none(language)])  # the image goes once it was taken: a refusal leaves it there
             for told in growing:
                 grown = [[*a, {"role": "assistant", "content": t}] for a, t in zip(asked, told, strict=True)]
-                yield [*_shown(grown), grown + rest, gr.update(), gr.update(), gr.update(), *same]
-            yield [*_shown(grown), grown + rest, gr.update(), gr.update(), hidden, *same]
+                image = next(taken, gr.update())
+                yield [*_shown(grown), grown + rest, gr.update(), image, gr.update(), gr.update(), *same]
+            yield [*_shown(grown), grown + rest, *kept, gr.update(), hidden, *same]
     except InputError as error:
         note = _complaint(language, error.problems)
-        yield [*_shown(histories), histories, text, note, hidden, *_marked(language, error.problems)]
+        yield [*_shown(histories), histories, text, gr.update(), note, hidden, *_marked(language, error.problems)]
 
 
 def _generation(values: tuple[Any, ...]) -> Generation:
@@ -209,7 +226,7 @@ def _shown(histories: Histories) -> list[Any]:
 
     What a model says is text. gradio would draw the HTML in it even without Markdown, pictures from anywhere included.
     """
-    escaped = [[{**message, "content": escape(message["content"])} for message in history] for history in histories]
+    escaped = [[{**message, "content": images.told(message)} for message in history] for history in histories]
     return [*escaped, *[gr.update()] * (COLUMNS - len(histories))]
 
 

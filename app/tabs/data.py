@@ -42,8 +42,7 @@ OPEN = """element.addEventListener("click", (event) => {
 """A click on a line number tells which."""
 
 
-def build(page: Page) -> None:
-    tab_index = len(page.tabs.children) - 1
+def build(page: Page, tab: gr.Tab) -> None:
     with gr.Row(elem_classes=["tb-workbench"]):
         with gr.Column(elem_classes=["tb-form"], elem_id="tb-data-form"):
             chosen = _chooser(page)
@@ -60,8 +59,7 @@ def build(page: Page) -> None:
         **TELLING,
     )  # fmt: skip
     train.click(handlers.wish, [page.language, dropped.file, page.data, *chosen], [page.data, dropped.told], **TELLING)
-    arrive = handlers.arrive(tab_index)
-    page.tabs.select(arrive, [folder, name, held], [folder, name, held], **QUIET).then(**show)
+    tab.select(handlers.arrive, [folder, name, held], [folder, name, held], **QUIET).then(**show)
 
 
 class _View:
@@ -110,7 +108,7 @@ def _chooser(page: Page) -> list[Any]:
         model = gr.Dropdown(models, value=DEMO_MODEL, elem_id="tb-data-model", **wide)
         held = gr.Dropdown(["", *names], value="", elem_id="tb-data-held", **wide)
         with page.say(gr.Accordion(open=False, elem_classes=["tb-expert"]), label="ui.data.lens"):
-            lens = [make(setting, KEY, offers(setting.pick, page.workspace)) for setting in LENS]
+            lens = [make(setting, KEY) for setting in LENS]
     page.say(folder, label="field.data.folder.label", info="field.data.folder.help")
     page.say(name, label="ui.data.set")
     page.say(model, label="field.model.path.label", info="ui.data.model_help")
@@ -129,16 +127,10 @@ class _Handlers:
     def names(self, language: str) -> Any:
         return gr.update(choices=_views(language))
 
-    def arrive(self, tab_index: int) -> Any:
-        """Return the handler that offers what the workspace has by now."""
-
-        def handle(folder: str, name: str, held: str, event: gr.SelectData) -> list[Any]:
-            if event.index != tab_index:
-                return [gr.skip()] * 3
-            folders = offers("data", self.page.workspace, self.page.allowed)
-            return [gr.update(choices=folders), *self.sets(folder, name, held)]
-
-        return handle
+    def arrive(self, folder: str, name: str, held: str) -> list[Any]:
+        """Offer what the workspace has by now."""
+        folders = offers("data", self.page.workspace, self.page.allowed)
+        return [gr.update(choices=folders), *self.sets(folder, name, held)]
 
     def sets(self, folder: str, name: str, held: str) -> list[Any]:
         """Offer the sets of a folder, to look at and to compare with."""
@@ -182,7 +174,7 @@ class _Handlers:
         if view in EYES:
             path = str(model) if HUB_ID.fullmatch(str(model)) else ""
             path = path or str(jailed(str(model), page.workspace, page.allowed, "model.path"))
-            more |= {"model": {"path": path}, "count": 1, **run.stage.model_dump(exclude={"kind"})}
+            more |= {"model": {"path": path}, "count": 1, **run.stage.masks()}
         if view == "packs":
             more |= {"after": 0, "nth": trail[-1] + 1}
         what = {"rows": "page", "tokens": "render"}.get(view, view)
@@ -214,7 +206,7 @@ class _Handlers:
             return [gr.skip(), dataview.problem(language, "data.not_added", {"file": Path(file).name})]
         changed = [s for s, value in zip(LENS, lens, strict=True) if plain(s, value) != s.default]
         layer = _layer(lens, only=changed) if changed else {}
-        data = {**layer.get("data", {}), "folder": folder, "train": [name], "eval": ""}
+        data = {**layer.get("data", {}), "folder": folder, "train": [name], "eval": []}
         return [({**layer, "data": data}, before[1] + 1), gr.skip()]
 
 

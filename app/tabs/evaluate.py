@@ -24,7 +24,7 @@ CARDS = {"tuned": ("tuned", "model"), "evaluated": ("evaluated",), "generation":
          "hardware": ("hardware",)}  # fmt: skip
 
 
-def build(page: Page) -> None:
+def build(page: Page, tab: gr.Tab) -> None:
     """Lay out the tab and wire it."""
     with gr.Row(elem_classes=["tb-workbench"]):
         form, start, stop = jobtab.form_part(
@@ -46,7 +46,7 @@ def build(page: Page) -> None:
     jobtab.wire(page, KEY, bench, lambda language, view: _result(page, language, view),
                 [measures, wanted, pager, *table])  # fmt: skip
     jobtab.follow_base(page, form, "tuned")
-    jobtab.suggest(page, form, "tuned")
+    jobtab.follow_wish(page, form, "tuned", tab)
 
     def turn(steps: int):
         def to(language: str, name: Any, filter_: Any, first: int) -> list[Any]:

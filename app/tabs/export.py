@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -16,6 +17,7 @@ from app.i18n import number, size, tr
 from app.jobtab import Bench
 from app.page import Page
 from core import config
+from core.models.inspect import PROCESSORS
 from core.runs import View
 
 KEY, ORDER = "export", 40
@@ -30,8 +32,19 @@ messages = [{{"role": "user", "content": "Hello!"}}]
 inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0], skip_special_tokens=True))"""
 
+SEEING = """\
+from transformers import AutoModelForMultimodalLM, AutoProcessor
 
-def build(page: Page) -> None:
+folder = {folder}
+processor = AutoProcessor.from_pretrained(folder)
+model = AutoModelForMultimodalLM.from_pretrained(folder)
+parts = [{{"type": "image", "path": "image.png"}}, {{"type": "text", "text": "What is it?"}}]
+inputs = processor.apply_chat_template([{{"role": "user", "content": parts}}], tokenize=True, return_tensors="pt",
+                                       add_generation_prompt=True, return_dict=True)
+print(processor.decode(model.generate(**inputs, max_new_tokens=64)[0], skip_special_tokens=True))"""
+
+
+def build(page: Page, tab: gr.Tab) -> None:
     """Lay out the tab and wire it."""
     with gr.Row(elem_classes=["tb-workbench"]):
         form, start, stop = jobtab.form_part(
@@ -46,7 +59,7 @@ def build(page: Page) -> None:
     bench = Bench(form, start, stop, shown, progress, gr.Timer(jobtab.TICK_SECONDS, active=False))
     jobtab.wire(page, KEY, bench, _result, [facts, use, *codes])
     jobtab.follow_base(page, form, "source")
-    jobtab.suggest(page, form, "source")
+    jobtab.follow_wish(page, form, "source", tab)
 
 
 USES = ("transformers", "vllm", "chat")
@@ -70,7 +83,9 @@ def _result(language: str, view: View | None) -> Sequence[Any]:
     return [
         gr.update(value=_facts(language, metrics), visible=True),
         gr.update(visible=True),
-        PYTHON.format(folder=json.dumps(folder, ensure_ascii=False)),
+        (SEEING if any((Path(folder) / name).is_file() for name in PROCESSORS) else PYTHON).format(
+            folder=json.dumps(folder, ensure_ascii=False)
+        ),
         f"vllm serve {shlex.quote(folder)}",
         f"tuneboard chat --model {shlex.quote(folder)}",
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 
@@ -13,7 +13,9 @@ from app.chart import spark, thin
 from app.i18n import ABSENT, duration, number, size, tr
 from app.live import open_tab
 from app.page import QUIET, TELLING, Page
-from core import runs
+from app.queue_panel import QueuePanel
+from app.sweep_panel import panel
+from core import queue, runs
 from core.errors import InputError
 from core.runs import View
 
@@ -31,38 +33,37 @@ TAB_OF = {"train": "train", "evaluation": "evaluate", "serving": "chat", "export
 """Where a job of each kind is looked at."""
 
 
-def build(page: Page) -> None:
-    tab_index = len(page.tabs.children) - 1
+def build(page: Page, tab: gr.Tab) -> None:
     with gr.Column(elem_classes=["tb-runs"]):
+        waiting = QueuePanel(page)
         table = gr.HTML(elem_id="tb-runs-table", js_on_load=PICK)
         first = gr.Button(variant="primary", visible=False, elem_id="tb-runs-first")
         page.say(first, value="ui.runs.first_button")
-        with gr.Row(elem_classes=["tb-runs-bar"]):
-            title = gr.HTML(elem_id="tb-runs-chosen")
-            opened = page.say(gr.Button(elem_id="tb-runs-open", size="sm"), value="ui.runs.open")
-            stop = page.say(gr.Button(elem_id="tb-runs-stop", size="sm", visible=False), value="ui.live.stop")
-            resume = page.say(gr.Button(elem_id="tb-runs-resume", size="sm", visible=False), value="ui.live.resume")
-            clone = page.say(gr.Button(elem_id="tb-runs-clone", size="sm", visible=False), value="ui.live.clone")
-            delete = gr.Button(elem_id="tb-runs-delete", size="sm", variant="stop", visible=False)
-            page.say(delete, value="ui.runs.delete")
+        title, bar = _bar(page)
         with gr.Row(visible=False, elem_classes=["tb-confirm"]) as confirm:
             question = gr.HTML(elem_id="tb-runs-question")
             yes = page.say(gr.Button(elem_id="tb-runs-yes", variant="stop", size="sm"), value="ui.runs.yes")
             no = page.say(gr.Button(elem_id="tb-runs-no", size="sm"), value="ui.runs.no")
+        sweep = gr.HTML(elem_id="tb-runs-sweep", js_on_load=PICK, min_height=0)
     # asked: the run that the question is about; another line may be clicked before it is answered
-    timer, chosen, told, asked = gr.Timer(SECONDS, active=False), gr.State(""), gr.State(""), gr.State("")
-    bar = [opened, stop, resume, clone, delete]
-    listing = _Listing(page)
-    state, outputs = [page.language, chosen, told], [table, first, title, *bar, chosen, told]
+    timer, chosen, told, asked = gr.Timer(SECONDS, active=False), gr.State(""), gr.State(_Told()), gr.State("")
+    opened, stop, resume, enqueue, clone, delete = bar
+    listing = _Listing(page, waiting)
+    state = [page.language, chosen, told]
+    outputs = [table, first, title, *bar, *waiting.outputs, sweep, chosen, told]
     again: dict[str, Any] = {"fn": listing.refresh, "inputs": state, "outputs": outputs, **QUIET}
 
     def selected(event: gr.SelectData) -> Any:
-        return gr.Timer(active=event.index == tab_index)
+        return gr.Timer(active=page.tabs.children[event.index] is tab)
 
-    page.tabs.select(selected, None, timer, **QUIET).then(**again)
+    page.tabs.select(selected, None, timer, **QUIET)
+    tab.select(**again)
     page.language.change(**again)
     timer.tick(**again)
     table.click(listing.picked, None, chosen, **QUIET).then(**again)
+    sweep.click(listing.open_picked, page.run, [page.run, page.tabs], **TELLING)
+    waiting.listen(again)
+    enqueue.click(listing.act("enqueue"), [chosen, page.language], None, **QUIET).then(**again)
     first.click(open_tab("train"), None, page.tabs, **QUIET)
     opened.click(listing.open, [chosen, page.run], [page.run, page.tabs], **TELLING)
     stop.click(listing.act("stop"), [chosen, page.language], None, **QUIET).then(**again)
@@ -74,34 +75,63 @@ def build(page: Page) -> None:
     deleted.then(listing.gone, [asked, page.run], [confirm, page.run], **TELLING).then(**again)
 
 
+def _bar(page: Page) -> tuple[gr.HTML, list[gr.Button]]:
+    """Lay out what can be done with the chosen run."""
+    with gr.Row(elem_classes=["tb-runs-bar"]):
+        title = gr.HTML(elem_id="tb-runs-chosen")
+        opened = page.say(gr.Button(elem_id="tb-runs-open", size="sm"), value="ui.runs.open")
+        stop = page.say(gr.Button(elem_id="tb-runs-stop", size="sm", visible=False), value="ui.live.stop")
+        resume = page.say(gr.Button(elem_id="tb-runs-resume", size="sm", visible=False), value="ui.live.resume")
+        enqueue = page.say(gr.Button(elem_id="tb-runs-enqueue", size="sm", visible=False), value="ui.train.enqueue")
+        clone = page.say(gr.Button(elem_id="tb-runs-clone", size="sm", visible=False), value="ui.live.clone")
+        delete = gr.Button(elem_id="tb-runs-delete", size="sm", variant="stop", visible=False)
+        page.say(delete, value="ui.runs.delete")
+    return title, [opened, stop, resume, enqueue, clone, delete]
+
+
+class _Told(NamedTuple):
+    """What a browser was shown last; what is the same need not be sent again."""
+
+    table: str = ""
+    queue: tuple[Any, ...] = ()
+    sweep: str = ""
+
+
 class _Listing:
     """The table, and what its buttons do with the run that is chosen."""
 
-    def __init__(self, page: Page) -> None:
-        self.page = page
+    def __init__(self, page: Page, waiting: QueuePanel) -> None:
+        self.page, self.waiting = page, waiting
 
-    def refresh(self, language: str, chosen: str, before: str) -> list[Any]:
+    def refresh(self, language: str, chosen: str, before: _Told) -> list[Any]:
         """Return an update for each output, empty where nothing changed."""
         folders = runs.listed(self.page.workspace)[:MOST]
         names = [folder.name for folder in folders]
         name = chosen if chosen in names else next(iter(names), "")
-        html = _table(self.page, language, folders, name)
-        if html == before:
-            return [gr.skip()] * 10
+        seen, waiting = self.waiting.look(language)
+        now = _Told(_table(self.page, language, folders, name), seen, panel(self.page, language, name))
         title = f"<h2>{escape(name)}</h2>" if name else ""
-        return [html, gr.update(visible=not names), title, *self._bar(name), name, html]
+        listing = [now.table, gr.update(visible=not names), title, *self._bar(name)]
+        return [
+            *(listing if now.table != before.table else [gr.skip()] * len(listing)),
+            *(waiting if now.queue != before.queue else [gr.skip()] * len(waiting)),
+            now.sweep if now.sweep != before.sweep else gr.skip(),
+            name if name != chosen else gr.skip(),
+            now if now != before else gr.skip(),
+        ]
 
     def _bar(self, name: str) -> list[Any]:
         try:
             folder = runs.find(name, self.page.workspace)
         except InputError:
-            return [gr.update(visible=False)] * 5
+            return [gr.update(visible=False)] * 6
         with self.page.watch.view(folder) as view:
             trains = view.state.job in ("", "train")
             return [
                 gr.update(visible=True),
                 gr.update(visible=view.active),
                 gr.update(visible=trains and view.status in runs.RESUMABLE),
+                gr.update(visible=trains and view.status in {*runs.RESUMABLE, "new"}),
                 gr.update(visible=trains),
                 gr.update(visible=not view.active),
             ]
@@ -109,6 +139,10 @@ class _Listing:
     def picked(self, event: gr.EventData) -> str:
         """Return the run whose line was clicked; the page's script tells its name."""
         return str(event._data.get("run", ""))[:200] if isinstance(event._data, dict) else ""
+
+    def open_picked(self, before: str, event: gr.EventData) -> list[Any]:
+        """Show the run of a sweep whose line was clicked."""
+        return self.open(self.picked(event), before)
 
     def open(self, name: str, before: str) -> list[Any]:
         """Show a run where jobs of its kind are looked at."""
@@ -122,8 +156,9 @@ class _Listing:
         return name, wish[1] + 1
 
     def act(self, what: str) -> Any:
-        """Return the handler that stops, resumes or deletes the chosen run."""
-        action = {"stop": runs.stop, "resume": runs.resume, "delete": runs.delete}[what]
+        """Return the handler that stops, resumes, queues or deletes the chosen run."""
+        actions = {"stop": runs.stop, "resume": runs.resume, "enqueue": self._enqueue, "delete": runs.delete}
+        action = actions[what]
 
         def handle(name: str, language: str) -> None:
             try:
@@ -132,6 +167,9 @@ class _Listing:
                 gr.Warning(escape(show.message(language, error.code, error.params)))
 
         return handle
+
+    def _enqueue(self, folder: Path) -> None:
+        queue.add([folder], self.page.workspace)
 
     def ask(self, name: str, language: str) -> list[Any]:
         """Ask whether the run shall really go, and say what goes with it."""
@@ -157,7 +195,8 @@ def _table(page: Page, language: str, folders: list[Path], chosen: str) -> str:
         f"<th{' class=tb-number' if key in NUMBERS else ''}>{escape(tr(language, f'ui.runs.{key}'))}</th>"
         for key in COLUMNS
     )
-    rows = "".join(_row(page, language, folder, folder.name == chosen) for folder in folders)
+    order = list(runs.waiting(page.workspace))
+    rows = "".join(_row(page, language, folder, folder.name == chosen, order) for folder in folders)
     return (
         f'<div class="tb-table" tabindex="0"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
     )
@@ -167,14 +206,15 @@ COLUMNS = ("run", "state", "kind", "began", "time", "loss", "curve")
 NUMBERS = ("time", "loss")
 
 
-def _row(page: Page, language: str, folder: Path, chosen: bool) -> str:
+def _row(page: Page, language: str, folder: Path, chosen: bool, order: list[Path]) -> str:
+    place = f" {number(language, order.index(folder) + 1)}" if folder in order else ""
     with page.watch.view(folder) as view:
         kind = _kind(folder, view)
         loss = show.last_loss(view)
         lone = thin(view.state.curves["smooth"], SPARK_POINTS)
         cells = [
             f'<td><button class="tb-link" data-run="{escape(view.name)}">{escape(view.name)}</button></td>',
-            f"<td>{show.chip(language, view.status)}{_share(language, view)}</td>",
+            f"<td>{show.chip(language, view.status)}{_share(language, view) or place}</td>",
             f"<td>{escape(tr(language, f'job.{kind}.label')) if kind else ABSENT}</td>",
             f"<td>{escape(show.when(language, view))}</td>",
             f'<td class="tb-number">{duration(language, show.seconds(view))}</td>',

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
+from functools import partial
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -15,43 +18,58 @@ from app.form import Form
 from app.live import Live
 from app.page import QUIET, TELLING, Page
 from app.settings_text import SettingsText
+from app.sweeper import Sweeper
+from app.verdict import Verdict
 from core import config, runs
 from core.errors import InputError
 from core.recipes import recipe, recipes
+from core.sections import DEMO_DATA
 
 KEY, ORDER = "train", 10
 CARDS = {
     "model": ("name", "model"),
     "data": ("data",),
     "tuner": ("stage", "tuner"),
-    "training": ("optimizer", "training", "saving"),
-    "hardware": ("hardware",),
+    "training": ("optimizer", "training", "watching", "saving"),
+    "hardware": ("hardware", "launcher"),
 }
 FIRST = "demo"
 """The recipe that the form shows first."""
-KEPT = ("name", "model.path", "data.folder", "data.train", "data.eval")
-"""What a recipe leaves as it is: a recipe is a way to train, the model and the data are the reader's."""
+SETS = ("data.train", "data.eval")
+KEPT = ("name", "model.path", "data.folder", *SETS)
+"""What a recipe leaves as it is: a recipe is a way to train, the model and the data are the reader's. Of the bundled
+data it chooses the sets that suit it."""
 ONCE_SECONDS = 2.0
 """The same settings started again within this time are a double click."""
 
 
-def build(page: Page) -> None:
+def build(page: Page, tab: gr.Tab) -> None:
     with gr.Row(elem_classes=["tb-workbench"]):
         with gr.Column(elem_classes=["tb-form"], elem_id="tb-form"):
             names = [(recipes()[name].label, name) for name in recipes()]
             picker = gr.Dropdown(names, value=FIRST, elem_id="tb-recipe", filterable=False)
             page.say(picker, label="ui.train.recipe", info="ui.train.recipe_help")
-            form = Form(page, config.Run, cards=CARDS, begin=config.resolve(recipe(FIRST).layer))
+            verdict, text = Verdict(page.workspace), SettingsText(page, KEY)
+            begin = config.resolve(recipe(FIRST).layer)
+            form = Form(page, config.Run, cards=CARDS, begin=begin, followers=(verdict, text))
+            verdict.lay_out(page, form)
             with gr.Row(elem_classes=["tb-actions", "tb-start-row"]):
                 start = page.say(gr.Button(variant="primary", elem_id="tb-start"), value="ui.train.start")
-            SettingsText(page, form)
+                wait = page.say(gr.Button(elem_id="tb-enqueue"), value="ui.train.enqueue")
+                verdict.brief.render()
+            sweeper = Sweeper(page, form)
+            text.lay_out(page, form)
         Live(page)
     last = gr.State((0.0, {}))
     handlers = _Handlers(page, form)
-    start.click(
-        handlers.start, [page.run, last, page.language, form.wrong, *form.inputs], [page.run, last, *form.outputs],
-        trigger_mode="once", **TELLING,
-    )  # fmt: skip
+    state, outputs = [last, page.language, form.wrong], [page.run, last, *form.outputs]
+    for button, begin_ in ((start, jobs.start), (wait, jobs.enqueue)):
+        click = partial(handlers.start, begin_)
+        button.click(click, [*state, *form.inputs], outputs, trigger_mode="once", **TELLING)
+    sweep = partial(handlers.sweep, sweeper)
+    sweeper.add.click(
+        sweep, [*state, *sweeper.inputs, *form.inputs], [sweeper.told, *outputs], trigger_mode="once", **TELLING
+    )
     picker.input(handlers.fill, [picker, page.language, *form.inputs], form.outputs, **QUIET)
     page.clone.change(handlers.clone, [page.clone, page.language], [page.tabs, *form.outputs], **QUIET)
     page.data.change(handlers.take, [page.data, page.language, *form.inputs], [page.tabs, *form.outputs], **QUIET)
@@ -64,29 +82,50 @@ class _Handlers:
     def __init__(self, page: Page, form: Form) -> None:
         self.page, self.form = page, form
 
-    def start(self, run: str, last: tuple[float, dict], language: str, before: list[str], *values: Any) -> list[Any]:
-        """Start a run with the values of the form, or show what is wrong with them."""
+    def start(
+        self, begin: Callable[[config.Job, Path], Path], last: tuple[float, dict], language: str, before: list[str],
+        *values: Any,
+    ) -> list[Any]:  # fmt: skip
+        """Begin a run with the values of the form, now or in the queue, or show what is wrong with them."""
         form = self.form
         try:
             job = form.job(values)
+            asked, now = form.layer(values), time.monotonic()
+            if asked == last[1] and now - last[0] < ONCE_SECONDS:
+                return [gr.skip(), gr.skip(), *form.updates(language, values, before=before)]
+            folder = begin(job, self.page.workspace)
         except InputError as error:
             wrong = form.updates(language, values, problems=error.problems, before=before, unfold=True)
             return [gr.skip(), gr.skip(), *wrong]
-        asked, now = form.layer(values), time.monotonic()
+        return [folder.name, (now, asked), *form.updates(language, values, before=before)]
+
+    def sweep(
+        self, sweeper: Sweeper, last: tuple[float, Any], language: str, before: list[str], *given: Any
+    ) -> list[Any]:
+        """Put a run into the queue for each combination of the values given, or show what is wrong with them."""
+        form, count = self.form, len(sweeper.inputs)
+        picked, values = given[:count], given[count:]
+        now = time.monotonic()
         clear = form.updates(language, values, before=before)
-        if asked == last[1] and now - last[0] < ONCE_SECONDS:
-            return [gr.skip(), gr.skip(), *clear]
+        if list(given) == last[1] and now - last[0] < ONCE_SECONDS:
+            return [gr.skip()] * 3 + clear
         try:
-            folder = jobs.start(job, self.page.workspace)
+            form.job(values)
         except InputError as error:
-            return [gr.skip(), gr.skip(), *form.updates(language, values, problems=error.problems, unfold=True)]
-        return [folder.name, (now, asked), *clear]
+            wrong = form.updates(language, values, problems=error.problems, before=before, unfold=True)
+            return [gr.skip()] * 3 + wrong
+        try:
+            first = sweeper.start(picked, values)
+        except InputError as error:
+            return [sweeper.problems(language, error.problems), gr.skip(), gr.skip(), *clear]
+        return [gr.skip(), first, (now, list(given)), *clear]
 
     def fill(self, name: str, language: str, *values: Any) -> list[Any]:
         """Fill the form with a recipe; one that names its run is complete, any other keeps model and data."""
         layer, form = recipe(name).layer, self.form
         given = dict(zip((s.path for s in form.settings), values, strict=True))
-        kept = {} if "name" in layer else config.nest({path: given[path] for path in KEPT})
+        chosen = [path for path in KEPT if given["data.folder"] != DEMO_DATA or path not in SETS]
+        kept = {} if "name" in layer else config.nest({path: given[path] for path in chosen})
         try:
             job = config.resolve(kept, layer)
         except InputError:

@@ -1,4 +1,4 @@
-"""Write the demo data sets: English orders to JSON, plus preference and KTO rows.
+"""Write the demo data sets: English orders to JSON, plus preference and KTO rows and plain texts.
 
 Deterministic and stdlib only. The held-out rows use pairs of item and color that no training row has.
 """
@@ -8,6 +8,7 @@ import json
 import random
 from pathlib import Path
 
+import corpus
 from words import COLORS, ITEMS, NAMES, NUMBERS, held_out
 
 INSTRUCTION = "Turn this order into JSON."
@@ -116,6 +117,7 @@ def dataset_info():
                        "columns": columns | {"chosen": "chosen", "rejected": "rejected"}},
         "kto": {"file_name": "kto.jsonl", "formatting": "alpaca",
                 "columns": alpaca_columns | {"kto_tag": "kto_tag"}},
+        "stories": {"file_name": "stories.jsonl", "formatting": "text"},
     }
 
 
@@ -135,6 +137,7 @@ def write_all(out, seed=7):
     write_jsonl(out / "orders_messages.jsonl", (messages(text, output) for _, text, output in chats))
     write_jsonl(out / "preference.jsonl", (preference(rng, *row) for row in ranked))
     write_jsonl(out / "kto.jsonl", (kto(rng, *row) for row in tagged))
+    write_jsonl(out / "stories.jsonl", ({"text": corpus.story(rng)} for _ in range(200)))
     (out / "dataset_info.json").write_text(json.dumps(dataset_info(), indent=2) + "\n")
 
 

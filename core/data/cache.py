@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from core.data.encode import Counts, Encoded
 
-VERSION = 3
+VERSION = 4
 """Raised whenever the same input gives other tokens than before."""
 ROOM = 1 << 30
 """Bytes that must stay free on the disk; below, nothing is cached."""
@@ -44,8 +44,11 @@ def read(place: Path, name: str) -> tuple[Encoded, Counts] | None:
     ids, learned = (table.column(name).combine_chunks() for name in ("ids", "learned"))
     starts = np.array(ids.offsets)
     source = table.column("source").to_numpy()
-    rows = Encoded(ids.values.to_numpy(), learned.values.to_numpy().view(bool), starts.astype(np.int64), source)
-    return rows, counts
+    media, liked = (
+        table.column(name).to_numpy() if name in table.column_names else None for name in ("media", "liked")
+    )
+    ids_N, learned_N = ids.values.to_numpy(), learned.values.to_numpy().view(bool)
+    return Encoded(ids_N, learned_N, starts.astype(np.int64), source, media, liked), counts
 
 
 def write(place: Path, name: str, encoded: Encoded, counts: Counts) -> None:
@@ -60,6 +63,10 @@ def write(place: Path, name: str, encoded: Encoded, counts: Counts) -> None:
         "learned": pa.LargeListArray.from_arrays(offsets, pa.array(encoded.learned_N.view(np.uint8))),
         "source": pa.array(encoded.source_B),
     }
+    if encoded.media_B is not None:
+        columns["media"] = pa.array(encoded.media_B, pa.large_string())
+    if encoded.liked_B is not None:
+        columns["liked"] = pa.array(encoded.liked_B)
     table = pa.table(columns).replace_schema_metadata({"counts": json.dumps(asdict(counts))})
     aside = place / f".{name}.{os.getpid()}.{threading.get_ident()}"
     try:

@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from core.data import media
 from core.data.describe import Described, find
 from core.data.files import files
 from core.data.inspect import PLACE, entry, inspect, page, said
 from core.data.rows import Broken, numbered, opening
 from core.errors import InputError
 from core.formats import ROWS, Line, Row
+from core.imports import quickly
 from core.schema import Spec, knob
 from core.sections import Data, Model
 from core.workspace import locate
@@ -43,7 +45,7 @@ class Question(Spec):
     ask: str
     workspace: str
     data: Data
-    """The set is data.train[0], the one to look for leaks in data.eval."""
+    """The set is data.train[0], those to look for leaks in are data.eval."""
     model: Model = knob(Model())
     after: int = knob(0, ge=0)
     """Line behind which to begin."""
@@ -91,16 +93,16 @@ class Desk:
         from core.data.card import Card
         from core.data.report import report
 
-        broken, held, card = Broken(), iter(()), Card()
-        if self.question.data.eval:
-            held = self._rows(find(self.folder, self.question.data.eval, "data.eval"), Broken())
+        broken, card = Broken(), Card()
+        held = [find(self.folder, name, "data.eval") for name in self.question.data.eval]
 
         def passing() -> Iterator[tuple[int, Row]]:
             for line, row in self._rows(self.described, broken):
                 card.add(row)
                 yield line.row, row
 
-        found = report(passing(), ((line.row, row) for line, row in held), self.advance)
+        told = ((line.row, row) for described in held for line, row in self._rows(described, Broken()))
+        found = report(passing(), told, self.advance)
         findings = [
             {**asdict(finding), **self._places(finding.lines), "others": [at & IN_FILE for at in finding.others]}
             for finding in found["findings"]
@@ -134,6 +136,8 @@ class Desk:
                 if isinstance(raw, InputError):
                     raise raw
                 row = names.row(raw, line)
+                if encoder.album:
+                    media.check(row, self.folder, line, whole=True)
                 answers = [[asdict(piece) for piece in show(row, encoder, at)] for at in range(len(row.response))]
                 made.append({**told, "kind": row.kind, "answers": answers})
             except InputError as error:
@@ -145,9 +149,10 @@ class Desk:
         """How long the rows are in tokens, against the cutoff; and how full packs of them would be."""
         from core.data.pack import bins
 
-        encoder, rows = self._encoder(), self._rows(self.described, Broken())
+        encoder = self._encoder()
+        rows = self._readable(self._rows(self.described, Broken()), encoder)
         cutoff, encoder.cutoff = encoder.cutoff, 1 << 30
-        lengths_B = encoder.encode((row for _, row in rows), self.advance).lengths_B
+        lengths_B = encoder.encode(rows, self.advance).lengths_B
         if not len(lengths_B):
             raise InputError("data.no_target", PLACE, cutoff=cutoff)
         counts, edges = np.histogram(lengths_B, BINS)
@@ -186,17 +191,30 @@ class Desk:
         limit = self.question.data.max_rows or None
         return ((line, row) for line, row, _ in islice(numbered(described, self.folder, PLACE, broken, after), limit))
 
+    def _readable(self, rows: Iterator[tuple[Line, Row]], encoder: Encoder) -> Iterator[Row]:
+        """Yield rows without those whose files can't be read."""
+        for line, row in rows:
+            if row.media and encoder.album:
+                try:
+                    media.check(row, self.folder, line, whole=True)
+                except InputError:
+                    continue
+            yield row
+
     def _encoder(self) -> Encoder:
         return self._loader().encoder()
 
     def _loader(self) -> Loader:
-        from core.data.batch import Loader
-        from core.models.loading import load_tokenizer
+        with quickly():
+            from core.data.batch import Loader
+            from core.models.loading import load_tokenizer, model_folder
+            from core.models.senses import Senses
 
         asked = self.question
         tokenizer = load_tokenizer(asked.model, self.workspace, template=asked.data.template)
         data = asked.data.model_copy(update={"skip_broken": True})
-        return Loader(data, self.workspace, tokenizer, asked.train_on_prompt, asked.mask_history, self.advance)
+        senses = Senses(model_folder(asked.model, self.workspace))
+        return Loader(data, self.workspace, tokenizer, asked.train_on_prompt, asked.mask_history, self.advance, senses)
 
 
 ASKS: dict[str, Callable[[Desk], dict[str, Any]]] = {

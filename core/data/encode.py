@@ -4,19 +4,34 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, fields
-from itertools import chain, islice, pairwise
+from dataclasses import dataclass, field, fields, replace
+from itertools import islice, pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from core.data.album import Album
 from core.data.render import Piece, Renderer, Span
 from core.data.tokens import Tokenizer, Tokens
 from core.formats import Row
 
 IGNORED = -100
 """The label that the loss passes over (torch.nn.CrossEntropyLoss.ignore_index)."""
+PAIRED = ("ranking", "feedback")
+"""Kinds of examples that are two rows each."""
 CHUNK = 256
 """Rows rendered and tokenized in one go."""
+
+
+class Made(NamedTuple):
+    """What became of a row, or of a part of one."""
+
+    ids_T: np.ndarray
+    learned_T: np.ndarray
+    source: int
+    """The number of the row."""
+    media: str = ""
+    liked: bool = False
 
 
 @dataclass(frozen=True)
@@ -29,18 +44,25 @@ class Encoded:
     starts_B1: np.ndarray
     source_B: np.ndarray
     """The number of the row that each comes from: one row may make several, which belong on one side of a split."""
+    media_B: np.ndarray | None = None
+    """What belongs to each row beside its tokens (media.Sight, as JSON); "" for a row of text alone, None for all."""
+    liked_B: np.ndarray | None = None
+    """Whether each answer was liked; None where nobody was asked."""
 
     def __len__(self) -> int:
         return len(self.starts_B1) - 1
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         row = slice(self.starts_B1[index], self.starts_B1[index + 1])
-        ids_T = self.ids_N[row]
-        return {"input_ids": ids_T, "labels": np.where(self.learned_N[row], ids_T, IGNORED)}
+        return item(self.ids_N[row], self.learned_N[row], "" if self.media_B is None else self.media_B[index])
 
     @property
     def lengths_B(self) -> np.ndarray:
         return np.diff(self.starts_B1)
+
+    def examples(self, kind: str) -> Encoded:
+        """Return the rows with the two of an example as one, where they are paired."""
+        return replace(self, starts_B1=self.starts_B1[::2]) if kind in PAIRED else self
 
     @property
     def repeated(self) -> int:
@@ -55,7 +77,16 @@ class Encoded:
         starts_B1 = np.concatenate(([0], np.cumsum(lengths_B)))
         # position in the new row + where the old one starts
         where_N = np.arange(starts_B1[-1]) + np.repeat(self.starts_B1[indices] - starts_B1[:-1], lengths_B)
-        return Encoded(self.ids_N[where_N], self.learned_N[where_N], starts_B1, self.source_B[indices])
+        media_B = None if self.media_B is None else self.media_B[indices]
+        liked_B = None if self.liked_B is None else self.liked_B[indices]
+        ids_N, learned_N = self.ids_N[where_N], self.learned_N[where_N]
+        return Encoded(ids_N, learned_N, starts_B1, self.source_B[indices], media_B, liked_B)
+
+
+def item(ids_T: np.ndarray, learned_T: np.ndarray, media: str) -> dict[str, Any]:
+    """Return one row as a collator takes it: input_ids, labels, and media where it has any."""
+    row = {"input_ids": ids_T, "labels": np.where(learned_T, ids_T, IGNORED)}
+    return row | ({"media": media} if media else {})
 
 
 def joined(parts: Sequence[Encoded]) -> Encoded:
@@ -66,13 +97,17 @@ def joined(parts: Sequence[Encoded]) -> Encoded:
         return Encoded(np.zeros(0, np.int32), np.zeros(0, bool), np.zeros(1, np.int64), np.zeros(0, np.int64))
     lengths = np.concatenate([part.lengths_B for part in parts])
     starts_B1 = np.concatenate(([0], np.cumsum(lengths)))
+    media = [np.full(len(part), "", object) if part.media_B is None else part.media_B for part in parts]
     before = np.cumsum([0, *(int(part.source_B.max(initial=-1)) + 1 for part in parts)])
     return Encoded(
         np.concatenate([part.ids_N for part in parts]),
         np.concatenate([part.learned_N for part in parts]),
         starts_B1,
         np.concatenate([part.source_B + number for part, number in zip(parts, before, strict=False)]),
-    )
+        np.concatenate(media) if any(part.media_B is not None for part in parts) else None,
+        np.concatenate([part.liked_B for part in parts if part.liked_B is not None]) if parts[0].liked_B is not None
+        else None,
+    )  # fmt: skip
 
 
 @dataclass
@@ -93,6 +128,8 @@ class Counts:
     """Rows that are texts without turns."""
     repeated: int = 0
     """Rows of tokens that are the same as an earlier one of their set; of a stream nobody counts them."""
+    unseen: int = 0
+    """Pieces with files that are longer than the cutoff: an image can't be cut."""
 
     @property
     def all_plain(self) -> bool:
@@ -112,39 +149,84 @@ class Encoder:
     cutoff: int
     truncation: str = "end"
     train_on_prompt: bool = False
+    album: Album | None = None
+    """What reads rows with files; None where the model takes none."""
+    kind: str = "answer"
+    """What is learned from a row: its answer, a ranking of two, or feedback (Row.kind)."""
     counts: Counts = field(default_factory=Counts)
+    earlier: Row | None = None
+    """The last row of the chunk before."""
 
     def encode(self, rows: Iterable[Row], advance: Callable[[int], None] = lambda done: None) -> Encoded:
         """Return the rows as tokens; `counts` tells what became of each. `advance` hears how many rows are done."""
-        made: list[tuple[np.ndarray, np.ndarray, int]] = []
+        made: list[Made] = []
         iterator = iter(rows)
         while chunk := list(islice(iterator, CHUNK)):
             made += self.chunk(chunk)
             advance(self.counts.rows)
         if not made:
             return joined([])
-        ids, learned, source = zip(*made, strict=True)
-        starts_B1 = np.concatenate(([0], np.cumsum([len(row) for row in ids], dtype=np.int64)))
-        return Encoded(np.concatenate(ids), np.concatenate(learned), starts_B1, np.array(source, np.int64))
+        ids, learned, source, media, liked = zip(*made, strict=True)
+        return Encoded(
+            np.concatenate(ids),
+            np.concatenate(learned),
+            np.concatenate(([0], np.cumsum([len(row) for row in ids], dtype=np.int64))),
+            np.array(source, np.int64),
+            np.array(media, object) if any(media) else None,
+            np.array(liked) if self.kind == "feedback" else None,
+        )
 
-    def chunk(self, rows: list[Row]) -> list[tuple[np.ndarray, np.ndarray, int]]:
-        """Return (ids, learned, number of the row) of the pieces of some rows that have anything to learn."""
-        rendered = self.renderer.pieces(rows)
-        pieces = list(chain.from_iterable(rendered))
-        source = np.repeat(np.arange(len(rows)), [len(own) for own in rendered]) + self.counts.rows
+    def chunk(self, rows: list[Row]) -> list[Made]:
+        """Return the pieces of some rows that have anything to learn; of a comparison or feedback, two of each row."""
+        before = self.counts.rows
         self.counts.rows += len(rows)
         self.counts.plain += sum(row.plain for row in rows)
+        if self.kind not in PAIRED:
+            return [made for own in self._read(rows, before) for made in own]
+        first = self._read(rows, before)
+        second = self._read(rows, before, 1) if self.kind == "ranking" else self._read(self._mismatched(rows), before)
+        pairs = [(one[0], other[0]) for one, other in zip(first, second, strict=True) if one and other]
+        self.counts.dropped += len(rows) - len(pairs)
+        return [made for pair in pairs for made in pair]
+
+    def _mismatched(self, rows: list[Row]) -> list[Row]:
+        """Return the rows, each with the answer of the one before: what KTO measures the distance by."""
+        answers = [(self.earlier or rows[-1]).response, *(row.response for row in rows)]
+        self.earlier = rows[-1]
+        return [replace(row, response=answer) for row, answer in zip(rows, answers, strict=False)]
+
+    def _read(self, rows: list[Row], before: int, answer: int = 0) -> list[list[Made]]:
+        """Return what is made of each row with this answer; nothing where there is nothing to learn."""
+        rendered = self.renderer.pieces(rows, answer)
         self.counts.escaped = self.renderer.escaped
-        made: list[tuple[np.ndarray, np.ndarray, int]] = []
-        encoded = self.tokens.encode([piece.text for piece in pieces])
-        for piece, tokens, row in zip(pieces, encoded, source.tolist(), strict=True):
-            for ids_T, learned_T in self.fitted(piece, tokens):
-                learned_T[:1] = False
-                if learned_T.any():
-                    made.append((ids_T, learned_T, row))
+        seen = [bool(row.media and self.album) for row in rows]
+        texts = [piece.text for own, sees in zip(rendered, seen, strict=True) if not sees for piece in own]
+        encoded = iter(self.tokens.encode(texts))
+        made: list[list[Made]] = []
+        for number, (row, own) in enumerate(zip(rows, rendered, strict=True), before):
+            made.append([])
+            for piece in own:
+                if row.media and self.album:
+                    found = self._seen(self.album, piece, row, answer)
                 else:
-                    self.counts.dropped += 1
+                    found = [(*part, "") for part in self.fitted(piece, next(encoded))]
+                for ids_T, learned_T, media in found:
+                    learned_T[:1] = False
+                    if learned_T.any():
+                        made[-1].append(Made(ids_T, learned_T, number, media, bool(row.label)))
+                    elif self.kind not in PAIRED:
+                        self.counts.dropped += 1
         return made
+
+    def _seen(self, album: Album, piece: Piece, row: Row, answer: int) -> list[tuple[np.ndarray, np.ndarray, str]]:
+        """Return a piece with files, placeholders never learned; none where it is too long, for no file can be cut."""
+        found = album.read(piece, row, answer)
+        ids_T = found.tokens[0]
+        if len(ids_T) > self.cutoff:
+            self.counts.unseen += 1
+            return []
+        answers_T = np.ones(len(ids_T), bool) if self.train_on_prompt else within(found.tokens, found.spans)
+        return [(ids_T, answers_T & ~found.files_T, found.media)]
 
     def fitted(self, piece: Piece, tokens: Tokens) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return a piece with what is learned, no longer than the cutoff: a plain text in several parts, others cut."""

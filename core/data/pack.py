@@ -12,10 +12,11 @@ import torch
 from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from core.data.album import Album
 from core.data.encode import IGNORED, Encoded
 
-Row = dict[str, np.ndarray]
-"""input_ids and labels of one row."""
+Row = dict[str, Any]
+"""input_ids and labels of one row, and media where it has any."""
 
 
 def bins(lengths: Sequence[int] | np.ndarray, capacity: int) -> list[list[int]]:
@@ -68,6 +69,8 @@ class Flat:
     (models.varlen.isolate).
     """
 
+    pads = False
+
     def __call__(self, items: Sequence[Row | list[Row]]) -> dict[str, Any]:
         rows = [row for item in items for row in (item if isinstance(item, list) else [item])]
         lengths = [len(row["input_ids"]) for row in rows]
@@ -92,8 +95,11 @@ class Padder:
     """Collator for models that can't keep rows in one line apart: pads them at their end to the longest."""
 
     pad_id: Any  # an int: a tokenizer's attributes are annotated as anything
+    album: Album | None = None
+    """What opens the files of rows that have any."""
+    pads = True
 
-    def __call__(self, rows: list[Row]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
         shape = len(rows), max(len(row["input_ids"]) for row in rows)
         ids_B_T = torch.full(shape, self.pad_id)
         labels_B_T, mask_B_T = torch.full(shape, IGNORED), torch.zeros(shape, dtype=torch.long)
@@ -102,7 +108,10 @@ class Padder:
             ids_B_T[i, :length] = torch.from_numpy(row["input_ids"])
             labels_B_T[i, :length] = torch.from_numpy(row["labels"])
             mask_B_T[i, :length] = 1
-        return {"input_ids": ids_B_T, "labels": labels_B_T, "attention_mask": mask_B_T}
+        batch = {"input_ids": ids_B_T, "labels": labels_B_T, "attention_mask": mask_B_T}
+        if self.album:
+            batch |= self.album.beside([row.get("media", "") for row in rows], [0] * len(rows), shape[1])
+        return batch
 
 
 class Order(Sampler[int]):

@@ -18,6 +18,7 @@ from rapidfuzz.distance import Prefix
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from core.data.places import Placeholders, laid_out, placed, unplaced
 from core.errors import InputError
 from core.formats import Message, Row
 
@@ -25,6 +26,8 @@ MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 SEAM = "\ufdd0"
 """Set between the characters of a control token that somebody typed: no token reaches across it, and tokens.py takes
 it out. A noncharacter of Unicode, which no text may have (formats.UNFIT)."""
+TEMPLATE_FAULTS = (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError)
+"""What a template raises: its own refusals, mistakes of its author, and the sandbox that it runs in."""
 THOUGHT = "<think>", "</think>"
 THINKING: dict[str, dict[str, bool]] = {
     "auto": {},
@@ -45,16 +48,24 @@ class Piece:
     text: str
     spans: list[Span]
     plain: bool = False
+    turns: int | None = None
+    """How many messages of the row are in it; None: all."""
 
 
 class Renderer:
     """Renders rows with the chat template of a tokenizer."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, *, thinking: str = "auto", mask_history: bool = False
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        thinking: str = "auto",
+        mask_history: bool = False,
+        placeholders: Placeholders = dict,
     ) -> None:
         self.template = tokenizer.get_chat_template()
         self.tokenizer, self.thinking, self.mask_history = tokenizer, thinking, mask_history
+        self.placeholders = placeholders
         self.options = {**tokenizer.special_tokens_map, **THINKING[thinking], "chat_template": self.template}
         added = tokenizer.added_tokens_decoder.values()
         tokens = sorted({token.content for token in added}, key=len, reverse=True)
@@ -73,7 +84,7 @@ class Renderer:
             if plain:
                 made += [[self._plain(row)] for row in group]
                 continue
-            chats = [self._prepared(row.messages(answer)) for row in group]
+            chats = [self._prepared(placed(row.messages(answer), row.media)) for row in group]
             tools = escaped(tools, self.controls) or None
             found = self._by_marks(chats, tools) if MARK.search(self.template) else self._by_prefix(chats, tools)
             for own, messages in zip(found, chats, strict=True):
@@ -149,7 +160,8 @@ class Renderer:
             if all(together):
                 made.append([Piece(text, [span for span in together if span])])
             else:
-                made.append([Piece(whole, [span]) for whole, span in own])
+                turns = (i + 1 for i in learned)
+                made.append([Piece(whole, [span], turns=n) for (whole, span), n in zip(own, turns, strict=True)])
         return made
 
     def _begin(self, head: str, whole: str, messages: list[Message]) -> int:
@@ -158,7 +170,7 @@ class Renderer:
             return len(head)
         begin = self._shared(head, whole)
         *before, answer = messages
-        asked = str(before[-1]["content"]).strip() if before else ""
+        asked = unplaced(str(before[-1]["content"])).strip() if before else ""
         if asked not in whole[:begin]:
             raise InputError("data.template_prefix", "model.path", turn=len(messages), text=asked[:80])
         # the answer may begin like the words that are left out: "<b>" like "<think>"
@@ -192,8 +204,9 @@ class Renderer:
         apply_chat_template itself gives a mask of tokens, and loses every answer after one that begins with a blank.
         """
         try:
-            made: Any = render_jinja_template(chats, tools=tools, **self.options, **options)  # annotated wrongly
-        except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
+            laid = [laid_out(chat, self.template, self.placeholders) for chat in chats]
+            made: Any = render_jinja_template(laid, tools=tools, **self.options, **options)  # annotated wrongly
+        except TEMPLATE_FAULTS as error:
             if len(chats) > 1:
                 for chat in chats:  # which of them is it?
                     self._render([chat], tools, **options)

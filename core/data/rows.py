@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 
+from core.data import media
 from core.data.describe import Described
 from core.data.detect import detect, wrapped
 from core.data.readers import Item
@@ -17,7 +18,7 @@ from core.formats import Format, Line, Raw, Row, columns
 ANSWERS = ("answer",)
 """The kinds of rows that supervised fine-tuning and evaluation learn from and ask."""
 LEARNABLE = ("answer", "text")
-REFUSED = {"ranking": "data.ranking", "feedback": "data.feedback", "text": "data.plain"}
+REFUSED = {"ranking": "data.ranking", "feedback": "data.feedback", "text": "data.plain", "answer": "data.answers"}
 LOOKED_AT, SEARCHED = 20, 1000
 """Rows by which the format of a set without a description is told; of the first so many, for some may be broken."""
 KEPT = 1000
@@ -44,18 +45,30 @@ def examples(
     *,
     wanted: Sequence[str] = LEARNABLE,
     broken: Broken | None = None,
+    takes: Callable[[], Sequence[str]] = tuple,
+    whole: bool = True,
 ) -> Iterator[Row]:
     """Yield the standard rows of a set.
 
-    Raises InputError at `place` for the first broken row; with `broken`, it is noted there and passed over. A row of a
-    kind that is not `wanted` is always refused: the whole set is of that kind.
+    takes: tells the kinds of files that the model takes (images, videos, audios), asked where a row has any; whole:
+    images are decoded once, to see that they can be. Raises InputError at `place` for the first broken row; with
+    `broken`, it is noted there and passed over. A row of a kind that is not `wanted`, or with files that are not taken,
+    is always refused: the whole set is of that kind.
     """
-    for row in numbered(described, folder, place, broken):
-        if row[1].kind not in wanted:
-            raise InputError(REFUSED.get(row[1].kind, "data.kind"), place, name=described.name)
-        if row[1].media:
-            raise InputError("data.media", place, name=described.name)
-        yield row[1]
+    for line, row, _ in numbered(described, folder, place, broken):
+        if row.kind not in wanted:
+            raise InputError(REFUSED[row.kind], place, name=described.name)
+        if row.media and (foreign := [kind for kind in row.media if kind not in takes()]):
+            raise InputError("data.media", place, name=described.name, kinds=", ".join(foreign))
+        if row.media:
+            try:
+                media.check(row, folder, line, whole=whole)
+            except InputError as error:
+                if broken is None:
+                    raise
+                broken.add(error)
+                continue
+        yield row
 
 
 def numbered(

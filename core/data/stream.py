@@ -6,18 +6,19 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, islice
+from typing import Any
 
-import numpy as np
 from torch.utils.data import IterableDataset
 
-from core.data.encode import CHUNK, IGNORED, Counts, Encoder
+from core.data.encode import CHUNK, Counts, Encoder, item
 from core.data.pack import bins
 from core.data.rows import Broken
 from core.errors import InputError
 from core.formats import Row
 from core.sections import Data
 
-Tokens = dict[str, np.ndarray]
+Tokens = dict[str, Any]
+"""input_ids, labels, and media where a row has any."""
 
 
 class Stream(IterableDataset):
@@ -84,9 +85,9 @@ class Stream(IterableDataset):
         """Yield the rows of one set, encoded. Raises InputError when there is nothing to learn in it."""
         found, reader = False, islice(rows(), self.data.max_rows or None)
         while chunk := list(islice(reader, CHUNK)):
-            for ids_T, learned_T, _ in self.encoder.chunk(chunk):
-                found = True
-                yield {"input_ids": ids_T, "labels": np.where(learned_T, ids_T, IGNORED)}
+            made = [item(one.ids_T, one.learned_T, one.media) for one in self.encoder.chunk(chunk)]
+            found = found or bool(made)
+            yield from made
         if not found:
             raise InputError("data.no_target", "data.train", cutoff=self.data.cutoff)
 

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from core.config import Evaluation
+from core.config import Evaluated, Evaluation
+from core.data.album import Album
 from core.data.describe import find
+from core.data.places import marked, placed
 from core.data.rows import ANSWERS, examples
 from core.errors import InputError, Stopped
 from core.evaluation import metrics
 from core.evaluation.likelihood import batches, loss
 from core.events import finite
-from core.models import rope
-from core.models.answering import Message, draw, encode, render, room, sampling
+from core.formats import MEDIA
+from core.models import damage, rope
+from core.models.answering import Beside, Message, draw, encode, render, room, sampling
 from core.models.lineup import Lineup
-from core.sections import Evaluated
+from core.models.senses import Senses
 from core.workspace import Context, locate
 
 SAMPLES = 5
@@ -34,14 +38,18 @@ class Question:
     """One row: what is asked, and the answer that is right."""
 
     messages: list[Message]
+    """With places for files (data.places)."""
     reference: str
+    media: dict[str, list[str]] = field(default_factory=dict)
+    """images, videos, audios -> paths in the folder of the set."""
 
     @property
     def text(self) -> str:
         """What is asked, for people: a lone question as it is, else every turn with its role."""
-        if len(self.messages) == 1:
-            return self.messages[0]["content"]
-        return "\n".join(f"{message['role']}: {message['content']}" for message in self.messages)
+        messages = marked(self.messages)
+        if len(messages) == 1:
+            return messages[0]["content"]
+        return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
 
 
 def evaluate(job: Evaluation, context: Context) -> dict[str, Any]:
@@ -60,24 +68,54 @@ def evaluate(job: Evaluation, context: Context) -> dict[str, Any]:
     for name in lineup.names:
         tokenizer = lineup.tokenizer(name)
         with lineup.use(name) as model:
-            answers[name] = exam.answer(name, model, tokenizer)
+            answers[name] = exam.answer(name, model, tokenizer, lineup.senses(name))
             measured[name] = _measure(answers[name], questions)
             if job.evaluated.perplexity:
-                measured[name]["perplexity"] = exam.perplexity(name, model, tokenizer)
+                measured[name]["perplexity"] = exam.perplexity(name, model, tokenizer, lineup.senses(name))
         context.events.write("eval", step=0, subject=name, metrics=measured[name])
     _write(context.folder, questions, answers, measured)
     return measured
 
 
 def read_questions(evaluated: Evaluated, workspace: Path) -> list[Question]:
-    """Return the questions of a set: all before the last answer is asked, that answer is the reference."""
+    """Return the questions of a set: all before the last answer is asked, that answer is the reference.
+
+    Whether a model takes their files is known once it is loaded.
+    """
     folder = locate(evaluated.folder, workspace, "evaluated.folder")
     if not folder.is_dir():
         raise InputError("data.not_folder", "evaluated.folder", folder=str(folder))
     described = find(folder, evaluated.set, "evaluated.set")
-    rows = examples(described, folder, "evaluated.set", wanted=ANSWERS)
+    rows = examples(described, folder, "evaluated.set", wanted=ANSWERS, takes=lambda: tuple(MEDIA))
     chosen = itertools.islice(rows, evaluated.max_rows or None)
-    return [Question(row.messages()[:-1], str(row.response[0]["content"])) for row in chosen]
+    return [
+        Question(placed(row.messages(), row.media)[:-1], str(row.response[0]["content"]), row.media) for row in chosen
+    ]
+
+
+@dataclass(frozen=True)
+class _Paper:
+    """The questions as tokens."""
+
+    prompts: list[list[int]]
+    answers: list[list[int]]
+    """The references with their end."""
+    media: list[str]
+    """What belongs to each prompt beside its tokens (data.album)."""
+    album: Album
+
+    def beside(self, indices: list[int]) -> Beside:
+        """Return what gives the files of some questions to a batch."""
+        return lambda starts, width: self.album.beside([self.media[index] for index in indices], starts, width)
+
+    def cut(self, index: int, limit: int) -> list[int]:
+        """Return the end of a prompt; raise InputError where it would lose a part of an image."""
+        prompt = self.prompts[index]
+        if self.media[index] and len(prompt) > limit:
+            raise InputError(
+                "evaluated.too_long", "evaluated.cutoff", number=index + 1, tokens=len(prompt), limit=limit
+            )
+        return prompt[-limit:]
 
 
 class _Exam:
@@ -85,17 +123,21 @@ class _Exam:
 
     def __init__(self, job: Evaluation, context: Context, questions: list[Question]) -> None:
         self.job, self.context, self.questions = job, context, questions
-        self._encoded: dict[int, tuple[list[list[int]], list[list[int]]]] = {}
+        self._papers: dict[int, _Paper] = {}
 
-    def answer(self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    def answer(
+        self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, senses: Senses
+    ) -> list[str]:
         """Return the answer to every question."""
         limit = min(self.job.evaluated.cutoff, room(model, self.job.generation))
-        prompts = [prompt[-limit:] for prompt in self._tokens(tokenizer)[0]]
+        paper = self._paper(tokenizer, senses)
+        prompts = [paper.cut(index, limit) for index in range(len(self.questions))]
         settings = sampling(self.job.generation, model, tokenizer)
         torch.manual_seed(self.job.generation.seed)
         answers = [""] * len(prompts)
         for indices in self._progress("answer", name, prompts):
-            ids_B_T = draw(model, [prompts[index] for index in indices], settings, self.context.stop)
+            chosen = [prompts[index] for index in indices]
+            ids_B_T = draw(model, chosen, settings, self.context.stop, beside=paper.beside(indices))
             texts = tokenizer.batch_decode(ids_B_T, skip_special_tokens=True)
             for index, text in zip(indices, texts, strict=True):
                 answers[index] = text
@@ -104,16 +146,20 @@ class _Exam:
                                       reference=question.reference, answer=answers[index])  # fmt: skip
         return answers
 
-    def perplexity(self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> float:
+    def perplexity(
+        self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, senses: Senses
+    ) -> float:
         """Return the perplexity of all reference answers, each token of them counted once."""
         context, cutoff = rope.context(model.config), self.job.evaluated.cutoff
-        rows = []
-        for prompt, answer in zip(*self._tokens(tokenizer), strict=True):
+        paper, rows = self._paper(tokenizer, senses), []
+        for index, answer in enumerate(paper.answers):
             answer = answer[: context - 1]
-            rows.append((prompt[-min(cutoff, context - len(answer)) :], answer))
+            rows.append((paper.cut(index, min(cutoff, context - len(answer))), answer))
         total = 0.0
         for indices in self._progress("measure", name, [prompt + answer for prompt, answer in rows]):
-            total += loss(model, [rows[index] for index in indices])
+            total += loss(model, [rows[index] for index in indices], paper.beside(indices))
+        if math.isnan(total):
+            damage.find(model)
         return metrics.perplexity(total, sum(len(answer) for _, answer in rows))
 
     def _progress(self, phase: str, name: str, rows: list[list[int]]) -> Iterator[list[int]]:
@@ -127,20 +173,28 @@ class _Exam:
             done += len(indices)
             events.write("step", step=done, total=len(rows))
 
-    def _tokens(self, tokenizer: PreTrainedTokenizerBase) -> tuple[list[list[int]], list[list[int]]]:
-        """Return (prompts, reference answers with their end) of all questions as tokens."""
-        if id(tokenizer) not in self._encoded:
-            prompts = [render(tokenizer, question.messages) for question in self.questions]
+    def _paper(self, tokenizer: PreTrainedTokenizerBase, senses: Senses) -> _Paper:
+        """Return the questions as tokens of one tokenizer."""
+        if id(tokenizer) not in self._papers:
+            senses.check({kind for question in self.questions for kind in question.media}, "evaluated.set")
+            folder = locate(self.job.evaluated.folder, self.context.workspace, "evaluated.folder")
+            album = Album(senses, folder)
+            prompts = [render(tokenizer, question.messages, placeholders=senses.tokens) for question in self.questions]
             pairs = zip(self.questions, prompts, strict=True)
-            answers = [_ending(tokenizer, question, prompt) for question, prompt in pairs]
-            self._encoded[id(tokenizer)] = encode(tokenizer, prompts), encode(tokenizer, answers)
-        return self._encoded[id(tokenizer)]
+            answers = [_ending(tokenizer, question, prompt, senses) for question, prompt in pairs]
+            ids, media = encode(tokenizer, prompts), [""] * len(prompts)
+            for index, question in enumerate(self.questions):
+                if question.media:
+                    read, media[index] = album.keep(prompts[index], question.media)
+                    ids[index] = read.ids_T.tolist()
+            self._papers[id(tokenizer)] = _Paper(ids, encode(tokenizer, answers), media, album)
+        return self._papers[id(tokenizer)]
 
 
-def _ending(tokenizer: PreTrainedTokenizerBase, question: Question, prompt: str) -> str:
+def _ending(tokenizer: PreTrainedTokenizerBase, question: Question, prompt: str, senses: Senses) -> str:
     """Return the text of the reference answer as the template writes it after the prompt, up to its end token."""
     answered = [*question.messages, {"role": "assistant", "content": question.reference}]
-    whole = render(tokenizer, answered, ask=False)
+    whole = render(tokenizer, answered, ask=False, placeholders=senses.tokens)
     end = str(tokenizer.eos_token)
     if not whole.startswith(prompt):  # a template that asks with words which it leaves out of a finished answer
         return question.reference + end

@@ -8,25 +8,29 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
+from peft.utils.other import AuxiliaryTrainingWrapper, TrainableTokensWrapper
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from core.config import Export
 from core.errors import InputError, Stopped
-from core.export.card import card
+from core.export.card import exported
 from core.export.target import target
-from core.models import rope
-from core.models.adapters import load_adapter
+from core.models import damage, foreign, rope
+from core.models.adapters import load_adapter, tokenizer_of
 from core.models.device import DTYPES
 from core.models.inspect import inspect
-from core.models.loading import embedding_rows, load, load_model, model_folder
+from core.models.loading import load, load_model, model_folder
+from core.models.senses import keep
+from core.models.vocabulary import embedding_rows
 from core.sections import Hardware, Model
 from core.workspace import Context, tuned
 
@@ -34,6 +38,8 @@ TOLERANCE = 1e-3
 """Largest difference of logits allowed, as a share of the largest logit."""
 PROBE_ROWS, PROBE_TOKENS, PROBE_SEED = 4, 32, 0
 STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+FILE_TOKEN = re.compile(r"(image|vision|video|audio)\w*_token_(id|index)$|^(image|video|audio)_token$")
+"""Names in a config under which tokens stand for files."""
 SPARE_BYTES = 64 << 20
 """For the tokenizer and what the file system itself takes."""
 
@@ -77,6 +83,8 @@ def _write_and_compare(job: Export, source: Source, aside: Path, context: Contex
     _phase(context, "load_model", model=source.model.path)
     exact = source.model.model_copy(update={"precision": "fp32"})
     model, tokenizer = load(exact, context.workspace, job.hardware)
+    if source.adapter:
+        tokenizer = tokenizer_of(source.adapter, model, tokenizer, "source")
     probe_B_T = _probe(model)
     _phase(context, "merge")
     model, before = _merge(model, source.adapter, probe_B_T)
@@ -86,6 +94,7 @@ def _write_and_compare(job: Export, source: Source, aside: Path, context: Contex
     _phase(context, "write")
     parameters = model.num_parameters()
     _write(model, tokenizer, source.dtype, aside, job.shard_gb)
+    code = foreign.keep(model, aside)
     del model
     gc.collect()  # two copies of a large model may not fit beside each other
     _phase(context, "check")
@@ -97,14 +106,17 @@ def _write_and_compare(job: Export, source: Source, aside: Path, context: Contex
         "parameters": parameters,
         "bytes": sum(file.stat().st_size for file in aside.glob("*.safetensors")),
     }
-    (aside / "README.md").write_text(card(job, source.adapter, source.model.path, metrics), encoding="utf-8")
+    told = exported(job, source.adapter, source.model.path, metrics, sees=inspect(aside).senses, code=code)
+    (aside / "README.md").write_text(told, encoding="utf-8")
     return metrics
 
 
 @torch.inference_mode()
 def logits(model: PreTrainedModel, ids_B_T: torch.Tensor) -> torch.Tensor:
     """Return the logits (B, T, V) in fp32 on the CPU."""
-    return model(input_ids=ids_B_T.to(model.device), use_cache=False).logits.float().cpu()
+    found = model(input_ids=ids_B_T.to(model.device), use_cache=False).logits.float().cpu()
+    damage.check(model, found)
+    return found
 
 
 def _source(job: Export, context: Context) -> Source:
@@ -113,7 +125,7 @@ def _source(job: Export, context: Context) -> Source:
         raise InputError("config.missing", "source")
     folder = tuned(job.source, context.workspace, "source")
     if (folder / "config.json").exists():
-        model, adapter = job.model.model_copy(update={"path": str(folder), "revision": ""}), None
+        model, adapter = job.model.at(str(folder)), None
         facts = inspect(folder, "source")
     else:
         model, adapter = job.model, folder
@@ -136,10 +148,16 @@ def _phase(context: Context, phase: str, **params: Any) -> None:
 
 
 def _probe(model: PreTrainedModel) -> torch.Tensor:
-    """Return token ids (B, T) from all over the vocabulary, always the same for the same model."""
+    """Return token ids (B, T) from all over the vocabulary, always the same for the same model.
+
+    None that stands for an image or a sound: without it, such a token means nothing to a model that sees or hears.
+    """
     length = min(PROBE_TOKENS, rope.context(model.config))
     seeded = torch.Generator().manual_seed(PROBE_SEED)
-    return torch.randint(embedding_rows(model), (PROBE_ROWS, length), generator=seeded)
+    ids_B_T = torch.randint(embedding_rows(model), (PROBE_ROWS, length), generator=seeded)
+    told = model.config.to_dict()
+    files = [told[name] for name in told if FILE_TOKEN.search(name) and isinstance(told[name], int)]
+    return torch.where(torch.isin(ids_B_T, torch.tensor(files, dtype=torch.long)), 0, ids_B_T)
 
 
 def _merge(
@@ -149,6 +167,9 @@ def _merge(
     if adapter is None:
         return model, logits(model, probe_B_T)
     wrapped = load_adapter(model, adapter, "tuned", "source")
+    config = wrapped.peft_config["tuned"]
+    if isinstance(config, LoraConfig) and config.lora_bias:
+        raise InputError("export.bias", "source", folder=str(adapter))
     _untie(model)
     before = logits(model, probe_B_T)
     return wrapped.merge_and_unload(), before
@@ -158,7 +179,10 @@ def _untie(model: PreTrainedModel) -> None:
     """Give the head weights of its own where the adapter sits on one of two tied layers: merging would change both."""
     head = model.get_output_embeddings()
     ends = model.get_input_embeddings(), head
-    touched = [isinstance(end, BaseTunerLayer | AuxiliaryTrainingWrapper) for end in ends]
+    touched = [
+        isinstance(end, BaseTunerLayer | AuxiliaryTrainingWrapper) and not isinstance(end, TrainableTokensWrapper)
+        for end in ends
+    ]  # rows that learn are put into both of two tied layers
     if not model.config.tie_word_embeddings or not any(touched) or head is None:
         return
     model.config.tie_word_embeddings = False
@@ -181,6 +205,7 @@ def _write(
     cast(torch.nn.Module, model).to(dtype)
     model.save_pretrained(folder, max_shard_size=int(shard_gb * 1e9))
     tokenizer.save_pretrained(folder)
+    keep(Path(str(model.name_or_path)), folder)
 
 
 def _read_back(folder: Path, hardware: Hardware, probe_B_T: torch.Tensor) -> torch.Tensor:

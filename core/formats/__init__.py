@@ -23,8 +23,10 @@ Raw = dict[str, Any]
 
 MEDIA = {"images": "<image>", "videos": "<video>", "audios": "<audio>"}
 """Columns of files that belong to a row, and the marker that says where in its texts each is meant."""
-UNFIT = re.compile("[\0\ud800-\udfff\ufdd0]")
-"""Characters that no tokenizer takes: NUL, halves of surrogate pairs; U+FDD0, no character, is ours (encode.SEAM)."""
+PLACES = {"images": "\ufdd1", "videos": "\ufdd2", "audios": "\ufdd3"}
+"""What stands in a text for a file while it is rendered: noncharacters of Unicode, which no text may have."""
+UNFIT = re.compile("[\0\ud800-\udfff\ufdd0-\ufdd3]")
+"""Characters that no tokenizer takes: NUL, halves of surrogate pairs; U+FDD0 to U+FDD3 are ours (SEAM, PLACES)."""
 ROWS = 40
 """Bits that a place in a set has for the number in a file; the number of the file stands above them."""
 NAMED = 20

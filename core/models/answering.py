@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
-from jinja2 import TemplateError
 from transformers import (
     GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     StoppingCriteria,
@@ -17,23 +18,37 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from core.data.render import controls, escaped
+from core.data.places import Placeholders, laid_out
+from core.data.render import TEMPLATE_FAULTS, controls, escaped
 from core.data.tokens import Tokenizer
 from core.errors import InputError
 from core.formats import Message
+from core.models import damage
 from core.models.rope import context
+from core.models.senses import on
 from core.sections import Generation
 
+Beside = Callable[[list[int], int], dict[str, torch.Tensor]]
+"""(where each row begins, how wide the batch is) -> what the model gets beside the tokens (Senses.beside)."""
 
-def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, ask: bool = True) -> str:
+
+def render(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    *,
+    ask: bool = True,
+    placeholders: Placeholders = dict,
+) -> str:
     """Return the conversation as the text that the model sees; ask: end where the next answer begins.
 
-    Raises InputError when the template refuses it, as some do with system messages or two turns of one role.
+    Messages may have places for files (data.places). Raises InputError
+    when the template refuses it, as some do with system messages or two turns of one role.
     """
-    said: Any = escaped(list(messages), controls(tokenizer))  # what people type never steers the model
+    said = escaped(list(messages), controls(tokenizer))  # what people type never steers the model
     try:
+        said: Any = laid_out(said, tokenizer.get_chat_template(), placeholders)
         text = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=ask)
-    except TemplateError as error:
+    except TEMPLATE_FAULTS as error:
         raise InputError("chat.template", "messages", what=str(error)[:200]) from None
     assert isinstance(text, str)
     return text
@@ -49,6 +64,7 @@ def sampling(generation: Generation, model: PreTrainedModel, tokenizer: PreTrain
     own = model.generation_config.eos_token_id if model.generation_config else None
     ends = [tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]
     chosen: dict[str, Any] = {"do_sample": False}
+    nameless = range(len(tokenizer), model.config.get_text_config().vocab_size)  # rows that no token has
     if generation.temperature > 0:
         chosen = {"do_sample": True, "temperature": generation.temperature, "top_p": generation.top_p,
                   "top_k": generation.top_k}  # fmt: skip
@@ -58,6 +74,7 @@ def sampling(generation: Generation, model: PreTrainedModel, tokenizer: PreTrain
         eos_token_id=sorted({end for end in ends if isinstance(end, int)}),
         pad_token_id=tokenizer.pad_token_id,
         use_cache=True,
+        suppress_tokens=list(nameless) or None,
         **chosen,
     )
 
@@ -85,16 +102,38 @@ def draw(
     settings: GenerationConfig,
     *stops: threading.Event,
     streamer: BaseStreamer | None = None,
+    beside: Beside | None = None,
 ) -> torch.Tensor:
     """Return the tokens of the answers to a batch of prompts (B, T), ended ones filled up with the pad token.
 
-    Setting any of `stops` ends it after the next token.
+    beside: gives what the batch needs beside its tokens. Setting any of `stops` ends it after the next token.
     """
     inputs = pad_left(prompts, settings.pad_token_id, model.device)
+    if beside:
+        width = inputs["input_ids"].shape[1]
+        inputs |= on(model, beside([width - len(prompt) for prompt in prompts], width))
     ids_B_T: torch.Tensor = cast(Any, model).generate(  # typed for a protocol that no model class fulfils
-        **inputs, generation_config=settings, streamer=streamer, stopping_criteria=StoppingCriteriaList([_Stop(stops)])
+        **inputs,
+        generation_config=settings,
+        streamer=streamer,
+        stopping_criteria=StoppingCriteriaList([_Stop(stops)]),
+        logits_processor=LogitsProcessorList([_Look(model)]),
     )
     return ids_B_T[:, inputs["input_ids"].shape[1] :]
+
+
+class _Look(LogitsProcessor):
+    """Looks whether the first logits of an answer are numbers."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model, self.looked = model, False
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.Tensor) -> torch.Tensor:
+        """scores: (B, V), given back as they are. Raises InputError where weights in the files are no numbers."""
+        if not self.looked:
+            self.looked = True
+            damage.check(self.model, scores)
+        return scores
 
 
 class _Stop(StoppingCriteria):

@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-KINDS = ("FalconLinear", "Linear4bit", "Linear8bitLt", "QuantLinear", "QuantizedLinear", "HQQLinear", "EetqLinear")
-"""How the classes of linear layers end that compute in a way of their own: Falcon's, and quantized ones (bitsandbytes,
-gptqmodel, aqlm, hqq, eetq)."""
-APART = re.compile(r"(^|\.)(\w*router|gate|shared_expert_gate|lm_head)(\.|$)|(vision|visual|image|img|audio|speech)")
-"""Names of layers that choose experts (few rows would teach them to send all to one), of heads, eyes and ears."""
+from core.errors import InputError
+from core.models.blocks import numbered
+from core.models.shapes import taken_for_experts
+from core.models.targets import apart, fits, means
+from core.models.vocabulary import by_rows
+
+KINDS = ("FalconLinear", "Linear4bit", "Linear8bitLt", "QuantLinear", "QuantizedLinear", "HQQLinear", "EetqLinear",
+         "QLinear")  # fmt: skip
+"""How the classes of linear layers, or of what they are kinds of, end that compute in a way of their own: Falcon's, and
+quantized ones (bitsandbytes, gptqmodel, aqlm, hqq, eetq, quanto)."""
 FUSED = ("out_proj", "x_proj", "dt_proj")
 """Layers of Mamba's kin whose weights a fused kernel reads past any adapter."""
 
 
 def linear(model: PreTrainedModel) -> list[str]:
     """Return the names of the linear layers of the text part: not the head, no router, no tower that sees or hears."""
-    head = model.get_output_embeddings()
-    within = _decoder(model)
-    fused = {f"{name}.{part}" for name, module in model.named_modules()
-             if re.search(r"[Mm]amba|Mixer$", type(module).__name__) for part in FUSED}  # fmt: skip
-    return [
-        name
-        for name, module in model.named_modules()
-        if module is not head and name.startswith(within) and name not in fused
-        if _multiplies(module) and not APART.search(name)
-    ]
+    return [name for name, parts in _takers(model, tables=False).items() if not parts]
 
 
 def short(model: PreTrainedModel, names: list[str]) -> list[str]:
@@ -39,14 +36,107 @@ def short(model: PreTrainedModel, names: list[str]) -> list[str]:
     return lasts if sorted(meant) == sorted(names) else names
 
 
+def chosen(
+    model: PreTrainedModel, targets: Sequence[str], place: str, layers: Collection[int] | None = None, *,
+    lora: bool, whole: Collection[str] = (),
+) -> list[str]:  # fmt: skip
+    """Return the modules that targets mean (see core.models.targets), outside of those that learn whole.
+
+    layers: numbers of the blocks in which they lie; None: in all, and outside of them. lora: for LoRA, which tables
+    take, too, but not what peft would take for experts. Raises InputError at `place` for a target that fits none.
+    """
+    takers = _takers(model, tables=lora)
+    found: dict[str, None] = {}
+    for target in targets:
+        fitting = [name for name, parts in takers.items() if means(target, name, parts)]
+        if layers is not None:
+            fitting = [name for name, number in numbered(model, fitting).items() if number in layers]
+        if not fitting:
+            raise _none_meant(model, target, takers, place, lora=lora)
+        if lora:
+            fitting = [name for name in fitting if not taken_for_experts(model.config.model_type, name)]
+        if not fitting:
+            raise InputError("lora.of_experts", place, module=target, type=model.config.model_type)
+        found |= dict.fromkeys(fitting)
+    left = [name for name in found if not any(f"{name}.".startswith(f"{module}.") for module in whole)]
+    if not left:
+        raise InputError("lora.all_whole", "tuner.lora.extra", module=", ".join(whole))
+    return short(model, left)
+
+
+def wholly(model: PreTrainedModel, names: Sequence[str], place: str) -> list[str]:
+    """Return the modules that names mean, or ends of names from a dot on; none that lies within another of them.
+
+    Raises InputError at `place` for a name that means none with weights: lists of modules are no modules to copy.
+    """
+    lists = (torch.nn.ModuleList, torch.nn.ModuleDict)
+    holders = [name for name, module in model.named_modules()
+               if name and not isinstance(module, lists) and next(module.parameters(), None) is not None]  # fmt: skip
+    found: dict[str, None] = {}
+    for given in names:
+        fitting = [name for name in holders if f".{name}".endswith(f".{given}")]
+        if not fitting:
+            there = any(f".{name}".endswith(f".{given}") for name, _ in model.named_modules())
+            code = "tuner.not_whole" if there else "tuner.no_module"
+            decoder = _decoder(model)
+            known = [name for name in holders if not f"{decoder}.".startswith(f"{name}.")]
+            raise InputError(code, place, module=given, known=_lasts(known))
+        found |= dict.fromkeys(fitting)
+    return [name for name in found if not any(name.startswith(f"{other}.") for other in found)]
+
+
+def as_ends(model: PreTrainedModel, given: Sequence[str], meant: list[str]) -> list[str]:
+    """Return names as they were given where peft, which asks for no dot before an end, takes them for what is meant."""
+    taken = [name for name, _ in model.named_modules() if given and name.endswith(tuple(given))]
+    return list(given) if sorted(taken) == sorted(meant) else meant
+
+
+def _takers(model: PreTrainedModel, *, tables: bool) -> dict[str, set[str]]:
+    """Return the layers that can take an adapter: name -> the parts of it that a target must hold to mean them."""
+    head, trunk = model.get_output_embeddings(), _decoder(model)
+    fused = {f"{name}.{part}" for name, module in model.named_modules()
+             if re.search(r"[Mm]amba|Mixer$", type(module).__name__) for part in FUSED}  # fmt: skip
+    found = {}
+    for name, module in model.named_modules():
+        table = isinstance(module, torch.nn.Embedding) and by_rows(module)
+        if name not in fused and (_multiplies(module) or (table and tables)):
+            found[name] = apart(name, trunk) | ({name.rpartition(".")[2]} if table or module is head else set())
+    return found
+
+
+def _none_meant(
+    model: PreTrainedModel, target: str, takers: dict[str, set[str]], place: str, *, lora: bool
+) -> InputError:
+    """Return the error for a target that means no layer that can take an adapter."""
+    try:
+        re.compile(target)
+    except re.error as error:
+        return InputError("tuner.pattern", place, given=target[:80], what=str(error))
+    missing = next((part for name, parts in takers.items() if fits(name, target)
+                    for part in sorted(parts) if part not in target), "")  # fmt: skip
+    if missing:
+        return InputError("tuner.apart", place, module=target, part=missing)
+    there = any(fits(name, target) for name, _ in model.named_modules() if name)
+    known = [name for name, parts in takers.items() if means(name.rpartition(".")[2], name, parts)]
+    known = [name for name in known if not (lora and taken_for_experts(model.config.model_type, name))]
+    return InputError("tuner.no_adapter" if there else "tuner.no_module", place, module=target, known=_lasts(known))
+
+
+def _lasts(names: Sequence[str]) -> str:
+    lasts = {name.rpartition(".")[2] for name in names}
+    return ", ".join(sorted(last for last in lasts if not last.isdigit())[:20])
+
+
 def _multiplies(module: torch.nn.Module) -> bool:
     """Return whether a module multiplies by its weight and does nothing else."""
     kind = type(module)
-    return kind.__name__.endswith(KINDS) or kind.forward in (torch.nn.Linear.forward, Conv1D.forward)
+    return any(base.__name__.endswith(KINDS) for base in kind.__mro__) or kind.forward in (
+        torch.nn.Linear.forward,
+        Conv1D.forward,
+    )
 
 
 def _decoder(model: Any) -> str:
-    """Return the prefix of the part that writes text; "" where the model is nothing else."""
+    """Return the name of the part that writes text; "" where the model is nothing else."""
     decoder = model.get_decoder()
-    found = next((name for name, module in model.named_modules() if module is decoder), "")
-    return f"{found}." if found else ""
+    return next((name for name, module in model.named_modules() if module is decoder), "")

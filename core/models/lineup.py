@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from core.errors import InputError
-from core.models.loading import load
+from core.models.loading import load, model_folder
+from core.models.senses import Senses
 from core.sections import Hardware, Model
 from core.workspace import tuned as tuned_folder
 
@@ -29,6 +30,7 @@ class Subject:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    senses: Senses
     adapter: str = ""
     """Name under which its adapter is attached to the shared model; empty for a model of its own and for the base."""
 
@@ -46,16 +48,29 @@ class Lineup:
         folders = {reference: tuned_folder(reference, workspace, "tuned") for reference in dict.fromkeys(tuned)}
         base, tokenizer = load(model, workspace, hardware, events=events)
         self._peft: PeftModel | None = None
-        self._subjects = {BASE: Subject(base, tokenizer)}
+        senses = Senses(model_folder(model, workspace))
+        self._subjects = {BASE: Subject(base, tokenizer, senses)}
         for number, (reference, folder) in enumerate(folders.items()):
             if (folder / "config.json").exists():
-                whole = model.model_copy(update={"path": str(folder), "revision": ""})
-                self._subjects[reference] = Subject(*_load_beside(whole, workspace, hardware, events))
+                whole = _load_beside(model.at(str(folder)), workspace, hardware, events)
+                self._subjects[reference] = Subject(*whole, Senses(folder))
             else:
-                from core.models.adapters import load_adapter  # peft takes seconds to import: a lone base does without
+                self._subjects[reference] = Subject(base, tokenizer, senses, f"tuned{number}")
+        self._attach({name: folders[name] for name, subject in self._subjects.items() if subject.adapter})
 
-                self._peft = load_adapter(self._peft or base, folder, f"tuned{number}")
-                self._subjects[reference] = Subject(base, tokenizer, f"tuned{number}")
+    def _attach(self, folders: dict[str, Path]) -> None:
+        """Attach the adapters to the base, which first gets rows for the tokens of each."""
+        if not folders:
+            return
+        from core.models.adapters import has_tokens, load_adapter, tokenizer_of  # peft takes seconds to import
+
+        base = self._subjects[BASE]
+        for name, folder in folders.items():
+            own = tokenizer_of(folder, base.model, base.tokenizer)
+            self._subjects[name] = replace(self._subjects[name], tokenizer=own)
+        # peft finds the rows of no other adapter once one has some
+        for name in sorted(folders, key=lambda name: has_tokens(folders[name])):
+            self._peft = load_adapter(self._peft or base.model, folders[name], self._subjects[name].adapter)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -64,6 +79,17 @@ class Lineup:
 
     def tokenizer(self, name: str) -> PreTrainedTokenizerBase:
         return self._subjects[name].tokenizer
+
+    def senses(self, name: str) -> Senses:
+        return self._subjects[name].senses
+
+    @property
+    def sees(self) -> bool:
+        """Whether all take images. One whose processor lacks a package doesn't, until somebody shows it an image."""
+        try:
+            return all("images" in subject.senses.kinds for subject in self._subjects.values())
+        except InputError:
+            return False
 
     def model(self, name: str) -> PreTrainedModel:
         """Return the model for questions about its config; to compute with it, use `use`."""

@@ -1,4 +1,6 @@
-"""Put a tokenizer and a causal language model into memory, from a folder or the hub: safetensors, no foreign code.
+"""Put a tokenizer and a language model into memory, from a folder or the hub: safetensors, no code but by consent.
+
+A model that sees or hears is one like the others; its processor is loaded apart (senses.py).
 
 A model that misses a weight, or whose weights have other shapes than its config says, is refused: transformers would
 fill the holes with random numbers.
@@ -6,9 +8,11 @@ fill the holes with random numbers.
 
 from __future__ import annotations
 
+import copy
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -21,23 +25,31 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
     StrictDataclassError,
 )
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import is_flash_attn_2_available
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+)
 
 from core import templates
 from core.errors import InputError
+from core.models import bits, foreign, senses, vocabulary
+from core.models.attention import implementation
 from core.models.device import compute_dtype, pick_device
 from core.models.inspect import inspect
 from core.models.packages import require
 from core.models.packed import method, packing
 from core.models.rope import stretch
+from core.models.trial import check_ends
 from core.sections import Hardware, Model
 from core.workspace import HUB_ID, locate
 
@@ -46,8 +58,11 @@ if TYPE_CHECKING:
 
 WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 """Files of a hub model that are fetched; folders in it hold other formats."""
-UNUSABLE = (ValueError, TypeError, KeyError, AttributeError, ImportError, ZeroDivisionError, StrictDataclassError)
+UNUSABLE = (ValueError, TypeError, KeyError, AttributeError, ImportError, IndexError, ZeroDivisionError, AssertionError,
+            SafetensorError, StrictDataclassError)  # fmt: skip
 """What transformers and tokenizers raise for a config or a tokenizer file they can't make sense of."""
+MOST_MISSING = 2
+"""Times the weights in the files that a config may make; what is missing is then listed by name."""
 SHOWN = 5
 """Names in a message at most."""
 
@@ -55,27 +70,28 @@ SHOWN = 5
 def load(
     model: Model, workspace: Path, hardware: Hardware, *, training: bool = False, events: Writer | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return (model, tokenizer) that fit each other: load_model, load_tokenizer and check_vocabulary."""
+    """Return (model, tokenizer) that fit each other: load_model, load_tokenizer and vocabulary.fit."""
     tokenizer = load_tokenizer(model, workspace, events)
     loaded = load_model(model, workspace, hardware, training=training)
-    check_vocabulary(loaded, tokenizer)
+    vocabulary.fit(loaded, tokenizer, model)
     return loaded, tokenizer
 
 
 def load_tokenizer(
     model: Model, workspace: Path, events: Writer | None = None, *, template: str = "auto"
 ) -> PreTrainedTokenizerBase:
-    """Return the tokenizer with a pad token and a chat template, both in memory only.
+    """Return the tokenizer with the new tokens of the settings, a pad token and a chat template, all in memory only.
 
     A missing pad token is the end token; a missing template is our ChatML, told as a warning to `events`. `template`:
     the name of one of ours to be used instead.
     """
     folder = model_folder(model, workspace)
     config = _config(folder)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False, local_files_only=True)
-    except (*UNUSABLE, OSError) as error:
-        raise InputError("model.bad_tokenizer", "model.path", folder=str(folder), what=_line(error)) from None
+    if events and (code := foreign.of(config)):
+        params = {"folder": str(folder), "files": ", ".join(code.files), "sha": code.sha}
+        events.write("warning", code="code.runs", place="model.path", params=params)
+    tokenizer = read_tokenizer(folder, config)
+    vocabulary.add(tokenizer, model)
     if tokenizer.eos_token_id is None:
         raise InputError("model.no_end_token", "model.path", folder=str(folder))
     if tokenizer.pad_token_id is None:
@@ -86,20 +102,36 @@ def load_tokenizer(
             if end not in tokenizer.get_vocab():
                 raise InputError("model.template_token", "data.template", template=template, token=end)
             tokenizer.eos_token = end  # so that what is trained knows where to stop when it answers
+    elif not isinstance(tokenizer.chat_template, str | dict | None):
+        raise InputError("model.bad_tokenizer", "model.path", folder=str(folder), what="chat_template is no text")
+    elif tokenizer.chat_template is None and (own := senses.template(folder)):
+        tokenizer.chat_template = own
     elif tokenizer.chat_template is None:
         tokenizer.chat_template = templates.read("chatml")
         if events:
             events.write("warning", code="model.template_default", place="model.path", params={"folder": str(folder)})
+    check_ends(tokenizer)
     return tokenizer
 
 
+def read_tokenizer(folder: Path, config: PreTrainedConfig, place: str = "model.path") -> PreTrainedTokenizerBase:
+    """Return the tokenizer of an inspected folder as it is; raise InputError at `place` when it can't be read."""
+    try:
+        read = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False, local_files_only=True)
+    except (*UNUSABLE, OSError) as error:
+        raise InputError("model.bad_tokenizer", place, folder=str(folder), what=_line(error)) from None
+    read.init_kwargs.pop("auto_map", None)
+    return read
+
+
 def load_model(
-    model: Model, workspace: Path, hardware: Hardware, *, training: bool = False, longest: int = 0
+    model: Model, workspace: Path, hardware: Hardware, *, training: bool = False, longest: int = 0, aside: bool = False
 ) -> PreTrainedModel:
     """Return the model on its device, in eval mode, every weight as stored.
 
-    Weights are in the compute dtype; for training on a CPU they are fp32 whatever the precision. longest: tokens to
-    which positions are stretched where the settings leave it open.
+    Weights are in the compute dtype; for training on a CPU they are fp32 whatever the precision but pure_bf16.
+    longest: tokens to which positions are stretched where the settings leave it open. aside: it is left in the memory
+    of the machine, for a device that will hold a part of it alone.
     Raises InputError at model.path, DeviceError at hardware.device.
     """
     device = pick_device(hardware)
@@ -109,16 +141,19 @@ def load_model(
         if not (wanted := model.context or longest):
             raise InputError("rope.no_context", "model.context")
         stretch(config, model.rope, wanted)
-    dtype = torch.float32 if training and device.type == "cpu" else compute_dtype(model, device)
+    dtype = compute_dtype(model, device)
+    if training and device.type == "cpu" and model.precision != "pure_bf16":
+        dtype = torch.float32
     quantization = _quantization(model, config, device, dtype, training=training)
+    _check_count(folder, config, packed=bool(quantization or method(config.to_dict())))
     try:
-        loaded, info = cast(Any, AutoModelForCausalLM).from_pretrained(
+        loaded, info = _auto(config).from_pretrained(
             folder,
             config=config,
             dtype=dtype,
             quantization_config=quantization,
-            attn_implementation=_attention(model, device),
-            device_map={"": device},
+            attn_implementation=implementation(model, device.type, training=training),
+            device_map={"": "cpu" if aside else device},
             trust_remote_code=False,
             use_safetensors=True,
             local_files_only=True,
@@ -128,7 +163,7 @@ def load_model(
     except UNUSABLE as error:
         raise InputError("model.unusable", "model.path", folder=str(folder), what=_line(error)) from None
     _check_whole(folder, info)
-    _keep_packed(loaded)
+    bits.make_ready(loaded)
     return loaded
 
 
@@ -142,25 +177,28 @@ def model_folder(model: Model, workspace: Path) -> Path:
     return _fetch(model)
 
 
-def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise InputError when the tokenizer knows tokens for which the model has no embedding."""
-    rows = embedding_rows(model)
-    if len(tokenizer) > rows:
-        raise InputError("model.vocabulary", "model.path", tokens=len(tokenizer), rows=rows)
-
-
-def embedding_rows(model: PreTrainedModel) -> int:
-    """Return how many tokens the model has embeddings for."""
-    return model.get_input_embeddings().get_parameter("weight").shape[0]
-
-
 def _config(folder: Path) -> PreTrainedConfig:
-    """Return the config of an inspected folder."""
+    """Return the config of an inspected folder; code of its own is run first, where that is agreed to."""
     inspect(folder)
+    foreign.bring(folder)
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except UNUSABLE as error:
         raise InputError("model.unusable", "model.path", folder=str(folder), what=_line(error)) from None
+    vars(config).pop("auto_map", None)  # what we save needs no code of others
+    return config
+
+
+def _auto(config: PreTrainedConfig) -> Any:
+    """Return the auto class for a config: the one whose class it names, else the one that has its type."""
+    named = config.architectures or []
+    both: Any = (
+        (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
+        (AutoModelForMultimodalLM, MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES),
+    )
+    having = [(auto, names[config.model_type]) for auto, names in both if config.model_type in names]
+    fitting = [auto for auto, name in having if {name} & set(named)]
+    return next(iter([*fitting, *(auto for auto, _ in having)]), AutoModelForCausalLM)
 
 
 def _fetch(model: Model) -> Path:
@@ -184,7 +222,10 @@ def _quantization(
     """Return how from_pretrained shall quantize; see to it that a model that comes quantized can be used here."""
     name = method(config.to_dict())
     if not name:
-        return model.quantizer.loading(dtype, device)
+        quantization = model.quantizer.loading(dtype, device)
+        if quantization and model.quantizer.kind.startswith("bnb"):
+            quantization.llm_int8_skip_modules = bits.whole(config.model_type)
+        return quantization
     if model.quantizer.kind != "none":
         raise InputError("packed.twice", "model.quantizer", given=name)
     needs = packing(name)
@@ -196,27 +237,22 @@ def _quantization(
         raise InputError("packed.no_training", "model.path", given=name)
     if needs.unpacked:
         config.quantization_config["dequantize"] = True
+    if needs.asks and training:
+        config.quantization_config["backend"] = "auto_trainable"
     return None
 
 
-def _keep_packed(model: PreTrainedModel) -> None:
-    """Keep bitsandbytes from repacking 4-bit weights for answers.
-
-    On a CPU with AVX-512 BF16 an answer without gradients repacks them for good; what is trained above them gets no
-    gradient any more, and widths that 32 does not divide fail (bitsandbytes 0.50.2, Linear4bit.forward).
-    """
-    for module in model.modules():
-        if type(module).__name__ == "Linear4bit":
-            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
-
-
-def _attention(model: Model, device: torch.device) -> str:
-    """Return the attention implementation; never the one that config.json asks for, which could be code of the hub."""
-    if model.attention != "flash_attention_2":
-        return "sdpa" if model.attention == "auto" else model.attention
-    if device.type != "cuda" or not is_flash_attn_2_available():
-        raise InputError("model.attention", "model.attention", given=model.attention)
-    return model.attention
+def _check_count(folder: Path, config: PreTrainedConfig, *, packed: bool) -> None:
+    """Refuse a config that makes no model, or far more weights than the files hold, before memory is taken for them."""
+    stored = inspect(folder).parameters
+    try:
+        with torch.device("meta"):
+            made = _auto(config).from_config(copy.deepcopy(config), attn_implementation="eager")
+    except (*UNUSABLE, RuntimeError) as error:
+        raise InputError("model.unusable", "model.path", folder=str(folder), what=_line(error)) from None
+    if not packed and made.num_parameters() > MOST_MISSING * stored:
+        names = f"{made.num_parameters():,} weights instead of {stored:,}"
+        raise InputError("model.weights_differ", "model.path", folder=str(folder), names=names)
 
 
 def _check_whole(folder: Path, info: dict[str, Any]) -> None:
@@ -238,5 +274,7 @@ def shorten(names: Iterable[str]) -> str:
 
 
 def _line(error: BaseException) -> str:
-    """Return the first line of an error, short enough for a message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    """Return the beginning of an error, short enough for a message; a word alone with the kind of error before it."""
+    text = " ".join(str(error).split()).rstrip(".")
+    told = text if " " in text else f"{type(error).__name__} {text}".strip()
+    return textwrap.shorten(told, 240, placeholder=" …")

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import importlib
 import json
+import runpy
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,17 +25,27 @@ TRIED = ("torchvision", "torchaudio", "torchao", "hqq", "gptqmodel", "optimum", 
 """Not what we depend on ourselves."""
 FETCHING = ("kernels",)
 """Packages by which transformers and bitsandbytes fetch native code from the hub and run it: nobody was asked."""
+ALONE = {"gptqmodel": "gptqmodel optimum device-smi pypcre tokenicer logbar defuser threadpoolctl"}
+"""Packages that ask for another torch, which pip would bring; what is to be installed instead of all they ask for."""
 SECONDS = 120
 
 
 def require(name: str, place: str) -> None:
     """Raise InputError, blaming the setting at `place`, when a package is missing or can't be imported."""
-    if find_spec(name) is None:
-        raise InputError("package.missing", place, package=name)
+    check_here(name, place)
     try:
         importlib.import_module(name)
     except (ImportError, OSError, RuntimeError, AttributeError, ValueError, TypeError) as error:
         raise InputError("package.broken", place, package=name, what=_last(str(error))) from None
+
+
+def check_here(name: str, place: str) -> None:
+    """Raise InputError, blaming the setting at `place`, when a package is not installed; nothing is imported."""
+    if find_spec(name.partition(".")[0]) is not None:
+        return
+    if name in ALONE:
+        raise InputError("package.alone", place, package=name, names=ALONE[name])
+    raise InputError("package.missing", place, package=name)
 
 
 def shield(workspace: Path, names: Sequence[str] = TRIED) -> dict[str, str]:
@@ -85,3 +97,12 @@ def _read(store: Path) -> dict[str, str]:
 
 def _last(text: str) -> str:
     return (text.strip().splitlines() or [""])[-1][:200]
+
+
+@cache
+def native_types() -> frozenset[str]:
+    """Return the model types that the installed transformers has, without the seconds that importing it takes."""
+    found = find_spec("transformers")
+    assert found and found.origin
+    table = Path(found.origin).parent / "models" / "auto" / "auto_mappings.py"  # which imports nothing
+    return frozenset(runpy.run_path(str(table))["CONFIG_MAPPING_NAMES"])

@@ -20,6 +20,8 @@ class Packing:
     unpacked: bool = False
     """Whether we have transformers unpack it to the number format of the computation: its own kernels would be fetched
     from the hub, or can't be trained through."""
+    asks: bool = False
+    """Whether its package must be asked for kernels that gradients pass through: by itself it takes the fastest."""
     trains: bool = True
     """Whether gradients pass through it, so that an adapter can learn."""
 
@@ -27,13 +29,13 @@ class Packing:
 PACKINGS = {
     "aqlm": Packing(("aqlm",)),
     "auto-round": Packing(("auto_round",), trains=False),
-    "awq": Packing(("gptqmodel",)),
+    "awq": Packing(("gptqmodel",), asks=True),
     "bitnet": Packing(trains=False),
     "bitsandbytes": Packing(("bitsandbytes",)),
     "compressed-tensors": Packing(("compressed_tensors",), unpacked=True),
     "fbgemm_fp8": Packing(("fbgemm_gpu",), cuda=True, trains=False),
     "fp8": Packing(unpacked=True),
-    "gptq": Packing(("gptqmodel", "optimum")),
+    "gptq": Packing(("gptqmodel", "optimum"), asks=True),
     "hqq": Packing(("hqq",), cuda=True),
     "mxfp4": Packing(unpacked=True),
     "mxfp8": Packing(unpacked=True),

@@ -35,6 +35,9 @@ def stretch(config: PreTrainedConfig, kind: str, wanted: int) -> None:
         return
     if before.get("rope_type", "default") != "default":
         raise InputError("rope.twice", "model.rope", given=str(before["rope_type"]))
+    heads, width = told.get("num_attention_heads"), told.get("hidden_size")
+    if "head_dim" in told and told["head_dim"] is None and heads and width:
+        text.head_dim = width // heads  # yarn and dynamic take it from the config alone
     made = {**before, **OF_KIND[kind], "rope_type": kind, "factor": wanted / own}
     if kind in ("yarn", "llama3"):
         made["original_max_position_embeddings"] = own

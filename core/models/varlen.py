@@ -8,7 +8,12 @@ from typing import Any
 import torch
 from transformers import AttentionInterface, PreTrainedModel
 
+from core.models import damage
+from core.models.vocabulary import some_tokens
+
 NAME, TRIAL = "varlen", "varlen_trial"
+KEPT_APART = ("sdpa", NAME, "flash_attention_2", "flash_attention_3", "flex_attention")
+"""Attention that can keep rows in one line apart: ours instead of sdpa, by bounds (flash) or by positions (flex)."""
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """How far a logit may be from that of the row alone, as a share of the largest."""
 
@@ -25,6 +30,9 @@ def attention(
     sliding_window: int | None = None,
     cu_seq_lens_q: torch.Tensor | None = None,
     max_length_q: int = 0,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    position_bias: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Return (1, N, heads, D) for query (1, heads, N, D) and key, value (1, groups, N, D); rows end at cu_seq_lens_q.
@@ -33,6 +41,8 @@ def attention(
     """
     if query.shape[2] != key.shape[2]:
         raise ValueError("varlen attention computes whole rows: turn the cache off")
+    if softcap is not None or s_aux is not None or position_bias is not None:
+        raise ValueError("varlen attention knows no caps, sinks or biases")
     if cu_seq_lens_q is None:
         return _one(query, key, value, scaling, dropout, sliding_window).transpose(1, 2).contiguous(), None
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and not dropout:
@@ -89,7 +99,7 @@ def isolate(model: PreTrainedModel) -> bool:
     was_training = model.training
     model.eval()
     try:
-        apart = before in ("sdpa", NAME, "flash_attention_2") and _apart(model, before)
+        apart = before in KEPT_APART and _apart(model, before)
     except (TypeError, ValueError, RuntimeError):  # an architecture that knows none of these arguments
         apart = False
     model.train(was_training)
@@ -98,7 +108,7 @@ def isolate(model: PreTrainedModel) -> bool:
     return apart
 
 
-def _windows_told(model: PreTrainedModel, windows: list[int | None]) -> bool:
+def windows_told(model: PreTrainedModel, windows: list[int | None]) -> bool:
     """Return whether every layer that looks back only so far said so: rows as short as those tried don't show it."""
     config = model.config.get_text_config().to_dict()
     window, types = config.get("sliding_window"), config.get("layer_types") or []
@@ -117,11 +127,12 @@ def _apart(model: PreTrainedModel, before: str) -> bool:
         windows.append(kwargs.get("sliding_window"))
         return attention(*args, **kwargs)
 
-    rows = [torch.arange(3, 8, device=model.device)[None], torch.arange(4, 11, device=model.device)[None]]
+    rows = [some_tokens(model, 3, 8), some_tokens(model, 4, 11)]
     lengths = [row.shape[1] for row in rows]
     bounds = torch.tensor([0, lengths[0], sum(lengths)], dtype=torch.int32, device=model.device)
     positions = torch.cat([torch.arange(length, device=model.device) for length in lengths])[None]
     alone = torch.cat([model(row, use_cache=False).logits[0] for row in rows])
+    damage.check(model, alone)
     if before == "sdpa":
         AttentionInterface.register(TRIAL, watched)
         model.set_attn_implementation(TRIAL)
@@ -129,7 +140,7 @@ def _apart(model: PreTrainedModel, before: str) -> bool:
         torch.cat(rows, 1), position_ids=positions, use_cache=False, cu_seq_lens_q=bounds, cu_seq_lens_k=bounds,
         max_length_q=max(lengths), max_length_k=max(lengths),
     ).logits[0]  # fmt: skip
-    if before == "sdpa" and not _windows_told(model, windows):
+    if before == "sdpa" and not windows_told(model, windows):
         return False
     limit = TOLERANCE[together.dtype] * float(alone.abs().max())
     return bool((together - alone).abs().max() <= limit)

@@ -2,40 +2,54 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
-from core.optimizers import Optimizer
+from core.errors import InputError
+from core.models.shapes import Shapes
+from core.optimizers import Learning, Moments, Optimizer, numbers
 from core.schema import knob
 
+NAMES = {
+    "fused": "adamw_torch_fused", "8bit": "adamw_8bit", "paged_8bit": "paged_adamw_8bit",
+    "paged_32bit": "paged_adamw_32bit",
+}  # fmt: skip
+BLOCK, LEAST = 256, 4096
+"""Numbers that share a scale in 8 bits; weights with fewer than the second are kept in 32 (bitsandbytes)."""
+TABLES = 2 * 256 * 4
+"""Bytes of what 8 bits mean, once for all weights."""
 
-class AdamW(Optimizer):
+
+class AdamW(Moments, Optimizer):
     """AdamW
     Adam with decoupled weight decay: the safe choice for every tuner."""
 
     kind: Literal["adamw"] = "adamw"
-    learning_rate: float = knob(2e-4, gt=0, le=1)
-    """Learning rate
-    Size of a step. Lower it when the loss jumps or the model forgets; raise it when the loss falls too slowly.
-    Typical: 1e-4 to 5e-4 for LoRA, 1e-5 to 5e-5 for full tuning; tiny models bear ten times more."""
-    weight_decay: float = knob(0.0, ge=0, le=1, expert=True)
-    """Weight decay
-    Pull of the weights towards zero. Raise it a little when a full tuning overfits. Typical: 0 to 0.1."""
-    beta1: float = knob(0.9, ge=0, lt=1, expert=True)
-    """Beta 1
-    Memory of the mean of the gradient. Rarely changed. Typical: 0.9."""
-    beta2: float = knob(0.999, ge=0, lt=1, expert=True)
-    """Beta 2
-    Memory of the square of the gradient. Lower it when the loss spikes in long runs. Typical: 0.95 to 0.999."""
-    epsilon: float = knob(1e-8, gt=0, le=1e-2, expert=True)
-    """Epsilon
-    Guard against division by zero. Rarely changed. Typical: 1e-8."""
+    variant: Literal["fused", "8bit", "paged_8bit", "paged_32bit"] = knob("fused", expert=True)
+    """State
+    How its memory is held. 8bit takes a quarter of it and learns nearly the same: good for full tuning. Paged ones move
+    to the memory of the machine when the GPU is full, and need an NVIDIA GPU."""
 
     def arguments(self) -> dict[str, Any]:
-        return {
-            "optim": "adamw_torch_fused",
-            "learning_rate": self.learning_rate,
-            "weight_decay": self.weight_decay,
-            "adam_beta1": self.beta1,
-            "adam_beta2": self.beta2,
-            "adam_epsilon": self.epsilon,
-        }
+        betas = {"adam_beta1": self.beta1, "adam_beta2": self.beta2, "adam_epsilon": self.epsilon}
+        return super().arguments() | betas | {"optim": NAMES[self.variant]}
+
+    def check(self, device: str) -> None:
+        from core.models.packages import check_here
+
+        if self.variant != "fused":
+            check_here("bitsandbytes", "optimizer.adamw.variant")
+        if self.variant.startswith("paged") and device != "cuda":
+            raise InputError("optimizer.paged", "optimizer.adamw.variant", device=device)
+
+    def state_bytes(self, learns: Learning, shapes: Shapes, width: int) -> int:
+        # means of the gradient and of its square
+        if self.variant == "fused":
+            return 2 * width * numbers(learns)
+        if self.variant == "paged_32bit":
+            return 2 * 4 * numbers(learns)
+        sizes = {name: math.prod(shape) for name, shape in learns.items()}
+        packed = {name for name, size in sizes.items() if size >= LEAST and name != shapes.table}
+        held = sum(2 * (size + 4 * math.ceil(size / BLOCK)) if name in packed else 2 * 4 * size
+                   for name, size in sizes.items())  # fmt: skip
+        return held + (TABLES if packed else 0)

@@ -15,6 +15,10 @@ class Quantizer(Spec):
 
     kind: str
 
+    def bytes(self, rows: int, columns: int, width: int) -> float:
+        """Return the bytes of a matrix; width: those of a number that is not packed."""
+        raise NotImplementedError
+
     def loading(self, dtype: torch.dtype, device: torch.device) -> Any:
         """Return what from_pretrained takes as quantization_config; None: the weights as they are stored.
 

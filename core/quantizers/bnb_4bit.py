@@ -31,6 +31,10 @@ class Bnb4Bit(Quantizer):
     """Storage
     Type of the packed weights. Sharded training (FSDP) wants the format of the computation; else leave it."""
 
+    def bytes(self, rows: int, columns: int, width: int) -> float:
+        scales = rows * columns / 64  # one for each block
+        return rows * columns / 2 + scales * (1 + 4 / 256 if self.double else 4)
+
     def loading(self, dtype: torch.dtype, device: torch.device) -> Any:
         import torch
         from transformers import BitsAndBytesConfig

@@ -20,6 +20,9 @@ class Bnb8Bit(Quantizer):
     """Outlier threshold
     Columns with larger inputs are computed in 16 bits. 0 computes all in 8. Typical: 6."""
 
+    def bytes(self, rows: int, columns: int, width: int) -> float:
+        return rows * columns + 4 * rows  # and a scale for each row
+
     def loading(self, dtype: torch.dtype, device: torch.device) -> Any:
         from transformers import BitsAndBytesConfig
 

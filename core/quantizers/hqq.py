@@ -24,6 +24,9 @@ class Hqq(Quantizer):
     """Group size
     Weights that share a scale. Typical: 64."""
 
+    def bytes(self, rows: int, columns: int, width: int) -> float:
+        return rows * columns * (self.bits / 8 + 4 / self.group)  # and a scale and a zero point for each group
+
     def loading(self, dtype: torch.dtype, device: torch.device) -> Any:
         from transformers import HqqConfig
 

@@ -16,5 +16,8 @@ class Stored(Quantizer):
 
     kind: Literal["none"] = "none"
 
+    def bytes(self, rows: int, columns: int, width: int) -> float:
+        return width * rows * columns
+
     def loading(self, dtype: torch.dtype, device: torch.device) -> None:
         return None

@@ -21,6 +21,9 @@ class TorchAo(Quantizer):
     """Numbers
     int8 runs everywhere; float8 keeps very large and small weights better; int4 needs a GPU."""
 
+    def bytes(self, rows: int, columns: int, width: int) -> float:
+        return rows * columns * (0.5 + 4 / 128 if self.type == "int4" else 1) + 4 * rows
+
     def loading(self, dtype: torch.dtype, device: torch.device) -> Any:
         from core.models.packages import require
 

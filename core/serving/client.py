@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import mimetypes
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,8 @@ class Endpoint:
     url: str
     token: str
     models: tuple[str, ...]
+    sees: bool = False
+    """Whether all of them take images."""
 
 
 def endpoint(folder: Path) -> Endpoint | None:
@@ -34,9 +38,20 @@ def endpoint(folder: Path) -> Endpoint | None:
     """
     try:
         data = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        return Endpoint(data["url"], data["token"], tuple(data["models"]))
+        return Endpoint(data["url"], data["token"], tuple(data["models"]), bool(data.get("sees")))
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
+
+
+def image_part(path: Path) -> dict[str, Any]:
+    """Return an image as a part of a message; raise InputError for a file that can't be read."""
+    try:
+        data = path.expanduser().read_bytes()
+    except (OSError, ValueError) as error:
+        raise InputError("chat.image", path=str(path)[:200], what=str(error)[:200]) from None
+    kind, _ = mimetypes.guess_type(path.name)
+    kind = kind if kind and kind.startswith("image/") else "image/png"  # the server looks at what is in it
+    return {"type": "image_url", "image_url": {"url": f"data:{kind};base64,{base64.b64encode(data).decode()}"}}
 
 
 def stream(endpoint: Endpoint, request: dict[str, Any]) -> Iterator[str]:

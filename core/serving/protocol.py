@@ -4,15 +4,51 @@ from __future__ import annotations
 
 import json
 import time
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from core.data.media import BYTES
 from core.errors import InputError, Problem
+from core.formats import PLACES
 from core.sections import Generation
 
 STATUS = {"chat.unknown_model": 404, "chat.busy": 429, "chat.unauthorized": 401, "chat.stopped": 503}
 """HTTP status of an error's code; any other is 400."""
+NO_PLACES = str.maketrans("", "", "".join(PLACES.values()))
+"""Takes out of a text what would stand for a file."""
+MOST_PARTS = 100
+"""Of one message."""
+
+
+class TextPart(BaseModel):
+    """A text in a turn."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["text"]
+    text: str = Field(max_length=1_000_000)
+
+
+class ImageUrl(BaseModel):
+    """An image as a data: URL; no other is opened."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    url: str = Field(max_length=BYTES * 4 // 3 + 100)
+    detail: Literal["auto"] = "auto"
+
+
+class ImagePart(BaseModel):
+    """An image in a turn."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
 class ChatMessage(BaseModel):
@@ -21,7 +57,18 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     role: Literal["system", "user", "assistant"]
-    content: str = Field(max_length=1_000_000)
+    content: Annotated[str, Field(max_length=1_000_000)] | Annotated[list[Part], Field(max_length=MOST_PARTS)]
+
+    @property
+    def parts(self) -> list[TextPart | ImagePart]:
+        return [TextPart(type="text", text=self.content)] if isinstance(self.content, str) else self.content
+
+    @property
+    def text(self) -> str:
+        """The content with places for images (core.formats.PLACES)."""
+        place = PLACES["images"]
+        said = (part.text.translate(NO_PLACES) if isinstance(part, TextPart) else place for part in self.parts)
+        return "".join(said)
 
 
 class ChatRequest(BaseModel):
@@ -38,6 +85,16 @@ class ChatRequest(BaseModel):
     seed: int = Field(42, ge=0, le=2**31 - 1)
     repetition_penalty: float = Field(1.0, gt=0, le=10)
     stream: bool = False
+
+    @property
+    def urls(self) -> list[tuple[str, str]]:
+        """(where it stands, URL) of each image."""
+        return [
+            (f"messages.{number}.content.{at}.image_url.url", part.image_url.url)
+            for number, message in enumerate(self.messages)
+            for at, part in enumerate(message.parts)
+            if isinstance(part, ImagePart)
+        ]
 
     @property
     def generation(self) -> Generation:

@@ -47,7 +47,8 @@ def serve(job: Serving, context: Context) -> dict[str, Any]:
     thread.start()
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     path = context.folder / FILE
-    _write_private(path, {"url": url, "token": token, "models": list(lineup.names)})
+    told = {"url": url, "token": token, "models": list(lineup.names), "sees": lineup.sees}
+    _write_private(path, told)
     try:
         context.events.write("phase", phase="ready", params={"models": list(lineup.names)})
         context.stop.wait()
@@ -165,6 +166,8 @@ def _refusal(error: InputError, status: int | None = None) -> JSONResponse:
 
 def _failure(error: BaseException) -> InputError:
     """Return what a client is told when the drawing broke down: no more than its kind."""
+    if isinstance(error, InputError):
+        return error
     return InputError("chat.failed", what=f"{type(error).__name__}: {error}".splitlines()[0][:200])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from core.schema import Spec
 
@@ -15,6 +15,41 @@ class Stage(Spec):
     """A stage of training; `kind` names it."""
 
     kind: str
+    wanted: ClassVar[tuple[str, ...]]
+    """The kinds of rows that it learns from (formats.Row.kind)."""
+    draws: ClassVar[bool] = False
+    """Whether it learns from answers that the model draws itself; then no rows are held out."""
+
+    answers: ClassVar[bool] = True
+    """Whether what it teaches is to answer."""
+    alone: ClassVar[bool] = False
+    """Whether one process alone can learn so: what stands beside the model is not seen by what joins the processes."""
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether all it wants of logits is how likely the learned tokens are: many are then made in parts."""
+        return not self.draws
+
+    @property
+    def paired(self) -> bool:
+        """Whether an example is two rows, which neither packs nor streams know how to keep together."""
+        return self.wanted[0] in ("ranking", "feedback")
+
+    def together(self, batch: int) -> int:
+        """Return how many rows are computed together, and kept until their gradient is known, of such a batch."""
+        return 2 * batch if self.wanted == ("ranking",) else batch
+
+    def needs_base(self) -> str:
+        """Return the place of the setting that needs the model as it was beside the one that learns; "" for none."""
+        return ""
+
+    def masks(self) -> dict[str, bool]:
+        """Return the settings that say which tokens of a row are learned, as data.batch.load takes them."""
+        return {}
+
+    def judge(self) -> str:
+        """Return the run or folder of the reward model that it learns from; "" where there is none."""
+        return ""
 
     def train(self, run: Run, context: Context) -> dict[str, float]:
         """Train as `run` says, write into the run folder, return the final metrics.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import model_validator
 
@@ -19,6 +19,7 @@ class Sft(Stage):
     Learn to answer as the examples do."""
 
     kind: Literal["sft"] = "sft"
+    wanted: ClassVar = ("answer", "text")
     train_on_prompt: bool = knob(False, expert=True)
     """Learn the prompts, too
     Count the loss on the questions as well. Useful for very few or very short answers."""
@@ -27,48 +28,47 @@ class Sft(Stage):
     """Learn the last answer only
     Of a conversation with several turns only the last answer is learned; earlier ones are what it rests on."""
 
+    loss: Literal["cross_entropy", "dft"] = knob("cross_entropy", expert=True)
+    """Loss
+    Cross-entropy teaches the examples as they are. DFT lets each token count by its probability, so that odd ones count
+    little: often generalises better in reasoning, its losses are far smaller (arXiv 2508.05629)."""
+    anchor: float = knob(0.0, ge=0, le=100, expert=True)
+    """Anchor
+    Weight of the distance from the model as it was: it forgets less. DFT with an anchor is ASFT (arXiv 2509.23753).
+    Costs a second pass without gradients. 0 turns it off. Typical: 0.05 to 0.1."""
+    label_smoothing: float = knob(0.0, ge=0, lt=1, expert=True)
+    """Label smoothing
+    Part of the target that is spread over all tokens: for answers that may be wrong. Typical: 0 to 0.1."""
+    z_loss: float = knob(0.0, ge=0, le=1, expert=True)
+    """Z-loss
+    Weight of the square of the logits' size, which keeps them from growing in long runs. Typical: 0.0001."""
+    neftune: float = knob(0.0, ge=0, le=100, expert=True)
+    """NEFTune
+    Noise on the embeddings while it learns (arXiv 2310.05914): often gives better answers from few rows. 0 turns it
+    off. Typical: 5 to 15."""
+
     @model_validator(mode="after")
     def _one_of_both(self) -> Sft:
         if self.train_on_prompt and self.mask_history:
             raise crossed("sft.prompt_and_last", "stage.sft.mask_history")
+        if self.loss == "dft" and self.label_smoothing:
+            raise crossed("sft.smoothing", "stage.sft.label_smoothing")
         return self
 
+    @property
+    def in_parts(self) -> bool:
+        return not (self.loss == "dft" or self.anchor or self.label_smoothing or self.z_loss or self.neftune)
+
+    def needs_base(self) -> str:
+        return "stage.sft.anchor" if self.anchor else ""
+
+    def masks(self) -> dict[str, bool]:
+        return {"train_on_prompt": self.train_on_prompt, "mask_history": self.mask_history}
+
     def train(self, run: Run, context: Context) -> dict[str, float]:
-        from transformers import set_seed
+        from core.training import course
+        from core.training.imitation import Imitation
+        from core.training.objective import NextToken
 
-        from core.checkpoints import telling_full_disk
-        from core.data import batch
-        from core.models.loading import check_vocabulary, load_model, load_tokenizer
-        from core.training import results
-        from core.training.fit import fit
-        from core.training.phases import Phases
-
-        phases = Phases(context)
-        phases.begin("load_tokenizer")
-        tokenizer = load_tokenizer(run.model, context.workspace, context.events, template=run.data.template)
-        phases.begin("load_data")
-        lessons = batch.load(
-            run.data,
-            context.workspace,
-            tokenizer,
-            run.training.seed,
-            train_on_prompt=self.train_on_prompt,
-            mask_history=self.mask_history,
-            advance=phases.advance,
-        )
-        if not run.data.streaming:
-            phases.warn_of(lessons.counts, run.data.cutoff)
-        phases.begin("load_model")
-        model = load_model(run.model, context.workspace, run.hardware, training=True, longest=run.data.cutoff)
-        check_vocabulary(model, tokenizer)
-        phases.check_context(model.config, lessons)
-        set_seed(run.training.seed)
-        with telling_full_disk(context.folder):
-            model = run.tuner.attach(model, context.folder)
-            steps = fit(run, context, model, lessons, tokenizer.pad_token_id)
-            if run.data.streaming:
-                phases.warn_of(lessons.counts, run.data.cutoff)
-            phases.begin("save", step=steps, total=steps)
-            saved = run.tuner.save(model, tokenizer, context.folder)
-            context.events.write("saved", what=saved.name, path=saved.name, step=steps)
-            return results.write(context.folder, context.events.state)
+        changed = Imitation(self.loss == "dft", self.label_smoothing, self.z_loss, self.anchor, self.neftune)
+        return course.train(run, context, NextToken() if self.in_parts else changed, **self.masks())

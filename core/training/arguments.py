@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
 
 from core.config import Run
-from core.models.device import compute_dtype, pick_device
+from core.models.device import pick_device, training_dtype
 from core.sections import Training
 
 EVALUATIONS, SAVES = 10, 5
 """In a run, where the settings leave it to us."""
 
 
-def total_steps(rows: int, training: Training) -> int:
+def batches(rows: int, size: int, processes: int = 1) -> int:
+    """Return how many batches of `size` rows each process has in an epoch; single rows too few for all are left out."""
+    return rows // processes if size == 1 else math.ceil(rows / (size * processes))
+
+
+def total_steps(rows: int, training: Training, processes: int = 1) -> int:
     """Return how many optimizer steps a run over so many rows has: the step limit, else what the epochs make."""
-    a_epoch = math.ceil(math.ceil(rows / training.batch_size) / training.accumulation)
+    a_epoch = math.ceil(batches(rows, training.batch_size, processes) / training.accumulation)
     return training.max_steps or math.ceil(training.epochs * a_epoch)
 
 
@@ -27,11 +33,17 @@ def every(setting: int, total: int, times: int) -> int:
     return min(setting or math.ceil(total / times), total)
 
 
-def arguments(run: Run, total: int, *, evaluates: bool, pads: bool, folder: Path) -> TrainingArguments:
-    """Return the arguments of a run of `total` steps; `folder` is where Trainer writes its checkpoints."""
+def arguments(
+    run: Run, total: int, *, evaluates: bool, pads: bool, weights: int, folder: Path, resumed: bool = False
+) -> TrainingArguments:
+    """Return the arguments of a run of `total` steps.
+
+    weights: how many are not held in few bits. folder: where Trainer writes its checkpoints. resumed: whether it goes
+    on from one.
+    """
     training = run.training
     device = pick_device(run.hardware)
-    dtype = compute_dtype(run.model, device)
+    dtype = torch.float32 if _on_cpus(run, device) else training_dtype(run.model, device, weights)
     made = TrainingArguments(
         output_dir=str(folder),
         max_steps=total,
@@ -45,6 +57,7 @@ def arguments(run: Run, total: int, *, evaluates: bool, pads: bool, folder: Path
         activation_checkpointing=training.gradient_checkpointing,
         eval_strategy="steps" if evaluates else "no",
         eval_steps=every(training.eval_every, total, EVALUATIONS),
+        eval_on_start=evaluates and run.watching.at_start and not resumed,
         prediction_loss_only=True,
         save_strategy="steps",
         save_steps=every(run.saving.every, total, SAVES),
@@ -53,17 +66,32 @@ def arguments(run: Run, total: int, *, evaluates: bool, pads: bool, folder: Path
         logging_nan_inf_filter=False,
         include_num_input_tokens_seen="non_padding" if pads else "all",
         seed=training.seed,
-        bf16=dtype is torch.bfloat16,
+        bf16=dtype is torch.bfloat16 and run.model.precision != "pure_bf16",  # nothing is mixed then
         fp16=dtype is torch.float16,
-        # on a CPU alone: it would silently turn sharded training on a GPU into plain DDP
-        use_cpu=device.type == "cpu",
         dataloader_pin_memory=device.type == "cuda",
         remove_unused_columns=False,
-        accelerator_config={"dispatch_batches": False},  # it would cut the bounds of rows laid end to end
         disable_tqdm=True,
         report_to="none",
         **run.optimizer.arguments(),
+        **_engine(run, device),
     )
     # one process drives one device: with several GPUs in sight Trainer would wrap the model in DataParallel
     made._n_gpu = min(made.n_gpu, 1)
     return made
+
+
+def _on_cpus(run: Run, device: torch.device) -> bool:
+    """Return whether processes divide a model without GPUs, which transformers takes in fp32 alone."""
+    return any(run.launcher.divides) and device.type == "cpu"
+
+
+def _engine(run: Run, device: torch.device) -> dict[str, Any]:
+    """Return the arguments that say in how many processes the model learns, and what they divide."""
+    return {
+        # it would silently turn divided training into plain DDP
+        "use_cpu": device.type == "cpu" and not _on_cpus(run, device),
+        # dispatched batches would lose the bounds of rows laid end to end
+        "accelerator_config": {"dispatch_batches": False, "use_configured_state": any(run.launcher.divides)},
+        "ddp_find_unused_parameters": False if run.training.gradient_checkpointing else None,
+        **run.launcher.arguments(),
+    }

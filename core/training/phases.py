@@ -49,6 +49,7 @@ class Phases:
             "data.broken": (counts.broken, "data.train"),
             "data.cut": (counts.cut, "data.cutoff"),
             "data.dropped": (counts.dropped, "data.cutoff"),
+            "data.unseen": (counts.unseen, "data.cutoff"),
             "data.escaped": (counts.escaped, "data.train"),
             "data.repeated": (counts.repeated if 2 * counts.repeated > counts.rows else 0, "data.train"),
         }

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, LiteralString
 
 from core.errors import InputError
+from core.models.shapes import APART, BLOCK, Shapes
+from core.models.tables import tables
 from core.schema import knob
-from core.tuners import Tuner, learn, save_whole
+from core.tuners import Rows, Tuner, learn, save_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-BLOCK = re.compile(r"(.*?\.(?:layers|h|blocks|block|layer))\.(\d+)\.")
-"""The name of a parameter of one of the repeated layers: the stack, the number of the layer."""
 
 
 class Freeze(Tuner):
@@ -22,6 +21,8 @@ class Freeze(Tuner):
     Only some layers learn. Lighter than full tuning, no added matrices."""
 
     kind: Literal["freeze"] = "freeze"
+    own_weights: ClassVar[bool] = True
+    masks_rows: ClassVar[bool] = True
     layers: int = knob(2, ge=-1024, le=1024)
     """Layers that learn
     Counted from the end; a negative number counts from the beginning. Typical: 1 to a quarter of all."""
@@ -29,17 +30,39 @@ class Freeze(Tuner):
     """Modules that learn, too
     Names such as embed_tokens, lm_head or norm."""
 
-    def attach(self, model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    def learns(self, shapes: Shapes, tokens: int = 0) -> dict[str, tuple[int, ...]]:
+        names = list(shapes.tensors)
+        chosen = self._of_layers(names) | self._of_modules(names)
+        if tokens:  # whole tables get gradients, of which only the new rows are not zero
+            chosen |= tables(shapes).keys()
+        return {name: shape for name, shape in shapes.tensors.items() if name in chosen}
+
+    def against_tokens(self, *, decay: bool) -> tuple[LiteralString, str] | None:
+        return ("vocabulary.decay", "optimizer") if decay else None
+
+    def idle(self) -> str:
+        return "" if self.layers or self.extra else "tuner.freeze.layers"
+
+    def attach(
+        self, model: PreTrainedModel, folder: Path, tokens: Sequence[int] = (), rows: Rows = ()
+    ) -> PreTrainedModel:
+        from core.models import vocabulary
+
         names = [name for name, _ in model.named_parameters()]
-        learn(model, self._of_layers(names) | self._of_modules(names))
+        whole = self._of_layers(names) | self._of_modules(names)
+        partly = {name: table for name, table in vocabulary.tables(model).items() if tokens and name not in whole}
+        learn(model, whole | partly.keys())
+        for table in partly.values():
+            vocabulary.only_rows(table, tokens)
         return model
 
     def save(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
         return save_whole(model, tokenizer, folder)
 
     def _of_layers(self, names: list[str]) -> set[str]:
-        """Return the parameters of the chosen layers."""
-        numbers = {name: int(match[2]) for name in names if (match := BLOCK.match(name))}
+        """Return the parameters of the chosen layers of the text part."""
+        found = ((name, BLOCK.match(name)) for name in names)
+        numbers = {name: int(match[2]) for name, match in found if match and not APART.search(match[1])}
         count = max(numbers.values(), default=-1) + 1
         if abs(self.layers) > count:
             raise InputError("freeze.layers", "tuner.freeze.layers", given=abs(self.layers), count=count)

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, LiteralString
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, LiteralString
+
+from pydantic import model_validator
 
 from core.errors import InputError
 from core.files import aside
-from core.schema import knob
-from core.tuners import Tuner, quantized
+from core.models import added
+from core.models.inspect import inspect_adapter
+from core.models.jsons import read_json
+from core.models.shapes import Linear, Shapes, named, taken_for_experts
+from core.models.tables import ends
+from core.models.targets import targeted
+from core.schema import crossed, knob
+from core.tuners import Rows, Tuner, quantized
+from core.workspace import tuned
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-ADAPTER = "default"
-WEIGHTS = "adapter_model.safetensors"
+ADAPTER, CONFIG = "default", "adapter_config.json"
+RANGE = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?")
+"""One part of a list of layers: the first and the last of it."""
 
 
 class Lora(Tuner):
@@ -23,6 +35,7 @@ class Lora(Tuner):
     Small matrices beside the frozen weights learn. Light, quick and easy to swap: right for most cases."""
 
     kind: Literal["lora"] = "lora"
+    usual_rate: ClassVar[float] = 2e-4
     rank: int = knob(16, ge=1, le=1024)
     """Rank
     Width of the added matrices. Raise it when the skill is rich and the rows are many. Typical: 8 to 64."""
@@ -34,11 +47,15 @@ class Lora(Tuner):
     Share of the adapter's input dropped in training. Raise it when few rows are learned by heart. Typical: 0 to 0.1."""
     targets: list[str] = knob(["all-linear"], min_length=1, max_length=64, expert=True)
     """Targets
-    Names of the modules that get an adapter, for example q_proj and v_proj, or regular expressions of whole names.
-    all-linear means every linear layer of the text part but the head and what chooses experts."""
+    Names of the layers that get an adapter, for example q_proj and v_proj, or regular expressions of whole names: .*
+    means the same as all-linear. Only linear layers of the text part are meant; heads, tables of tokens, what chooses
+    experts, and what sees or hears must be named: lm_head, embed_tokens, .*vision_tower.*q_proj."""
+    layers: str = knob("", max_length=1000, coerce_numbers_to_str=True, expert=True)
+    """Layers
+    Numbers of the layers that get an adapter, from 0 on: 0-3,6. Left empty: all."""
     extra: list[str] = knob([], max_length=64, expert=True)
     """Modules that learn whole
-    Names such as embed_tokens or lm_head, which are trained and saved beside the adapter."""
+    Names such as embed_tokens, lm_head or norm, which are trained and saved beside the adapter and get none."""
     rslora: bool = knob(False, expert=True)
     """rsLoRA
     Scale by alpha / √rank instead (arXiv 2312.03732). Turn it on for ranks above 64."""
@@ -48,126 +65,231 @@ class Lora(Tuner):
     pissa: bool = knob(False, expert=True)
     """PiSSA
     Begin with the principal parts of the weights (arXiv 2404.02948): often learns faster. Saved as plain LoRA."""
+    eva: bool = knob(False, expert=True)
+    """EVA
+    Begin with the directions in which the rows differ most inside the model (arXiv 2410.07170). Costs one batch."""
+    loftq: bool = knob(False, expert=True)
+    """LoftQ
+    Begin with what quantizing to 4 bits has lost of the weights (arXiv 2310.08659). Saved as plain LoRA."""
+    experts: bool = knob(False, expert=True)
+    """Experts
+    In a mixture of experts: adapters on the weights of the experts, too. Learns more and takes more memory."""
+    plus_ratio: float = knob(1.0, ge=1, le=1000, expert=True)
+    """LoRA+
+    How much faster the second matrix learns than the first (arXiv 2402.12354). 1 turns it off. Typical: 4 to 16."""
+    start: list[str] = knob([], max_length=16, pick="tuned", expert=True)
+    """Start from
+    Runs or folders with LoRA adapters of this model. They are put into the weights one after the other, and into what
+    is saved in the end: of a run that began with another one, name the later one alone."""
+    go_on: bool = knob(False, expert=True)
+    """Train on
+    The last of those to start from is trained on, with the rank, alpha and targets it has, instead of a new adapter
+    above it."""
+
+    @model_validator(mode="after")
+    def _starts_fit(self) -> Lora:
+        if self.go_on and not self.start:
+            raise crossed("start.none", "tuner.lora.start")
+        begins = [name for name in ("loftq", "eva", "pissa") if getattr(self, name)]
+        if len(begins) + self.go_on > 1:
+            raise crossed("lora.beginnings", f"tuner.lora.{begins[0]}")
+        if self._under() and self.dora:
+            raise crossed("start.dora", "tuner.lora.dora")
+        if self._under() and self.experts:
+            raise crossed("start.experts", "tuner.lora.experts")
+        return self
+
+    @model_validator(mode="after")
+    def _experts_alone(self) -> Lora:
+        if self.experts and (self.dropout or self.dora or self.pissa or self.eva):
+            raise crossed("lora.experts", "tuner.lora.experts")
+        return self
+
+    @model_validator(mode="after")
+    def _layers_are_numbers(self) -> Lora:
+        if self.layers and not _numbers(self.layers):
+            raise crossed("lora.layers", "tuner.lora.layers", given=self.layers[:80])
+        return self
+
+    def pace(self, name: str) -> float:
+        return self.plus_ratio if ".lora_B." in name else 1.0
 
     def needs_whole(self) -> tuple[LiteralString, str] | None:
+        if self._under():
+            return "quantizer.start", "tuner.lora.start"
+        if self.experts:
+            return "lora.experts_packed", "tuner.lora.experts"
         return ("quantizer.pissa", "tuner.lora.pissa") if self.pissa else None
 
-    def attach(self, model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    def against(self, quantizer: str) -> tuple[LiteralString, str] | None:
+        if self.loftq and quantizer != "bnb_4bit":
+            return "quantizer.loftq", "tuner.lora.loftq"
+        if quantizer == "bnb_8bit" and self.dora:  # what the package unpacks weights with is gone after an answer
+            return "quantizer.dora", "tuner.lora.dora"
+        return super().against(quantizer)
+
+    @property
+    def masks(self) -> bool:
+        return self.dropout > 0
+
+    def beside(self, linear: Linear) -> tuple[int, int]:
+        if linear.of_expert:  # peft adds the products to the weights of all experts, and computes with the sum
+            return self.rank, linear.rows * linear.columns * linear.count
+        # DoRA multiplies what base and adapter give apart, and finds the lengths by a pass over the identity matrix
+        return (self.rank + 2 * linear.rows, linear.columns**2) if self.dora else (self.rank, 0)
+
+    def grown(self, shapes: Shapes) -> Shapes:
+        return added.untied(shapes, self.extra)
+
+    def beneath(self, shapes: Shapes, tokens: int = 0) -> int:
+        return added.beneath(shapes, self.extra, tokens)
+
+    def learns(self, shapes: Shapes, tokens: int = 0) -> dict[str, tuple[int, ...]]:
+        linears = targeted(shapes, self.targets, self._layers(len(shapes.blocks)), self.extra)
+        linears += [] if self.layers else ends(shapes, self.targets, table=True)
+        linears = [one for one in linears if not named(one.name, self.extra)]
+        linears = [one for one in linears if not taken_for_experts(str(shapes.config.get("model_type")), one.name)]
+        learning = added.copied(shapes, self.extra, tokens) | added.rows(shapes, self.extra, tokens)
+        learning |= added.beside_linears(linears, self.rank, lengths=self.dora)
+        return learning | (added.beside_experts(shapes, self.rank) if self.experts else {})
+
+    def attach(
+        self, model: PreTrainedModel, folder: Path, tokens: Sequence[int] = (), rows: Rows = ()
+    ) -> PreTrainedModel:
         from peft import LoraConfig, get_peft_model
+
+        from core.models.blocks import blocks
+        from core.models.linear import as_ends, chosen, wholly
+        from core.models.moe import stacked
 
         if quantized(model) and (against := self.needs_whole()):
             raise InputError(*against)
+        extra = wholly(model, self.extra, "tuner.lora.extra")
+        if self.start:
+            from core.models.parts import continued, merged
+
+            model = merged(model, self._under(), folder) if self._under() else model
+            if self.go_on:
+                return continued(model, self.start[-1], folder, above=bool(self._under()))
+        indices, whole = self._tables(model, tokens)
+        layers = self._layers(len(blocks(model)[1])) if self.layers else None
+        targets = chosen(model, self.targets, "tuner.lora.targets", layers, lora=True, whole=extra)
+        self._check_apart(model, targets, indices)
         config = LoraConfig(
             task_type="CAUSAL_LM",
             r=self.rank,
             lora_alpha=self.alpha,  # type: ignore[arg-type]  # peft computes with it and takes any number
             lora_dropout=self.dropout,
-            target_modules=self._targets(model),
-            modules_to_save=self.extra or None,
+            target_modules=targets,
+            target_parameters=stacked(model) if self.experts else None,
+            modules_to_save=[*as_ends(model, self.extra, extra), *whole] or None,
+            trainable_token_indices=indices or None,
             use_rslora=self.rslora,
             use_dora=self.dora,
         )
         tuned: Any = get_peft_model(model, config)  # casts the adapter to fp32
-        if self.pissa:
-            self._begin_with_principal_parts(tuned, folder / "beginning")
+        if tokens:  # peft would write both tables beside them, whole
+            tuned.save_pretrained = partial(tuned.save_pretrained, save_embedding_layers=False)
+        self._begin(tuned, folder, rows)
         return tuned
+
+    def _begin(self, tuned: Any, folder: Path, rows: Rows) -> None:
+        """Set the adapter to where it shall begin, where that is not at nothing."""
+        import torch
+
+        from core.models import damage, eva, loftq, pissa
+
+        try:
+            if self.pissa:
+                pissa.begin(tuned, folder / "beginning", ADAPTER)
+            if self.loftq:
+                loftq.begin(tuned, folder / "beginning", ADAPTER)
+            if self.eva:
+                eva.begin(tuned, rows, ADAPTER)
+        except torch.linalg.LinAlgError:  # no parts can be found of what is no number
+            damage.find(tuned)
+            raise
 
     def save(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
         with aside(folder / "adapter") as place:
             model.save_pretrained(place)
+            tokenizer.save_pretrained(place)
             if self.pissa:
-                self._as_plain_lora(place, folder / "beginning")
+                from core.models import pissa
+
+                pissa.as_plain(place, folder / "beginning")
+            if self.loftq or (self.go_on and (folder / "beginning").is_dir()):
+                from core.models import loftq
+
+                loftq.as_plain(place, folder / "beginning", model)
+            if self._under():
+                from core.models.parts import join
+
+                join(place, folder)
         return folder / "adapter"
 
-    def _targets(self, model: PreTrainedModel) -> list[str]:
-        """Return the names of the modules that get an adapter; raise InputError for a target that fits none."""
-        from core.models.linear import linear, short
+    def keeps_base(self) -> bool:
+        return not (self.pissa or self.loftq or self.start)
 
-        modules = [name for name, module in model.named_modules() if not any(module.children())]
-        _check_known(self.extra, modules, "tuner.lora.extra")
-        found: dict[str, None] = {}
-        for target in self.targets:
-            fitting = linear(model) if target == "all-linear" else _fitting(target, modules)
-            if not fitting:
-                raise _no_module(target, modules, "tuner.lora.targets")
-            found |= dict.fromkeys(fitting)
-        return short(model, list(found))
+    def against_stream(self) -> tuple[LiteralString, str] | None:
+        return ("lora.eva_stream", "tuner.lora.eva") if self.eva else None
 
-    def _begin_with_principal_parts(self, model: Any, beginning: Path) -> None:
-        """Move the largest singular parts of each weight into its adapter: W = (W - s·B·A) + s·B·A.
+    def against_tokens(self, *, decay: bool) -> tuple[LiteralString, str] | None:
+        return ("start.tokens", "tuner.lora.go_on") if self.go_on else None
 
-        They are kept in `beginning`, for save() and for a resumed run, which takes the same parts out of the base.
-        """
-        from peft import set_peft_model_state_dict
-        from peft.tuners.lora import LoraLayer
-        from safetensors.torch import load_file
+    def starts(self) -> list[str]:
+        return self.start
 
-        layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
-        if beginning.is_dir():
-            set_peft_model_state_dict(model, load_file(beginning / WEIGHTS), ADAPTER)
-        else:
-            for layer in layers:
-                _set_principal(layer)
-            with aside(beginning) as place:
-                model.save_pretrained(place)
-        for layer in layers:
-            weight = layer.get_base_layer().weight
-            weight.data = (weight.data.float() - layer.get_delta_weight(ADAPTER)).to(weight.dtype)
+    def as_begun(self, workspace: Path) -> Lora:
+        if not self.go_on:
+            return self
+        try:
+            folder = tuned(self.start[-1], workspace)
+            rank = inspect_adapter(folder).rank
+        except InputError:  # told where it is looked at whether it can be used
+            return self
+        config = read_json(folder / CONFIG, "", "adapter.no_config")
+        targets = config.get("target_modules") or []
+        if isinstance(targets, list):  # names and ends of names
+            targets = rf"(.*\.)?({'|'.join(map(re.escape, targets))})"
+        found = {"rank": rank, "targets": [targets], "dora": bool(config.get("use_dora")), "layers": ""}
+        found |= {"extra": config.get("modules_to_save") or [], "experts": bool(config.get("target_parameters"))}
+        return self.model_copy(update=found)
 
-    def _as_plain_lora(self, adapter: Path, beginning: Path) -> None:
-        """Rewrite an adapter to fit the whole base: s·B·A - s·B0·A0 is one product of twice the rank.
+    def _under(self) -> list[str]:
+        """Return what is put into the weights, so that something new is trained above it."""
+        return self.start[:-1] if self.go_on else self.start
 
-        peft has a conversion of its own, which loses the magnitudes of DoRA.
-        """
-        import torch
-        from peft import LoraConfig
-        from safetensors.torch import load_file, save_file
+    def _layers(self, count: int) -> set[int] | None:
+        """Return the numbers of those of `count` layers that get an adapter, None for all; raise InputError where one
+        is missing."""
+        wanted = _numbers(self.layers) if self.layers else None
+        if wanted and max(wanted) >= count:
+            raise InputError("lora.no_layer", "tuner.lora.layers", given=max(wanted), last=count - 1)
+        return wanted
 
-        now, then = load_file(adapter / WEIGHTS), load_file(beginning / WEIGHTS)
-        for name in now:
-            if "lora_A" in name:
-                now[name] = torch.cat([now[name], then[name]], dim=0)
-            elif "lora_B" in name:
-                now[name] = torch.cat([now[name], -then[name]], dim=1)
-        save_file(now, adapter / WEIGHTS, metadata={"format": "pt"})
-        config: Any = LoraConfig.from_pretrained(str(adapter))
-        config.r, config.lora_alpha = 2 * self.rank, self.alpha * (2**0.5 if self.rslora else 2)  # s stays the same
-        config.save_pretrained(str(adapter))
+    def _tables(self, model: PreTrainedModel, tokens: Sequence[int]) -> tuple[dict[str, list[int]], list[str]]:
+        """Return (the rows that learn by name of their table, names of the tables that learn whole instead)."""
+        from core.models.vocabulary import by_rows, tables
 
+        names = [name.removesuffix(".weight") for name in tables(model)] if tokens else []
+        names = [name for name in names if not any(f".{extra}." in f".{name}." for extra in self.extra)]
+        whole = [name for name in names if not by_rows(model.get_submodule(name))]
+        if whole and len(tables(model)) == 1:  # a copy of one of two tied tables would no longer be tied
+            raise InputError("vocabulary.fixed", "model.add_tokens", model=model.config.model_type)
+        return {name: list(tokens) for name in names if name not in whole}, whole
 
-def _fitting(target: str, modules: list[str]) -> list[str]:
-    """Return the modules that a name, the end of one, or a regular expression of a whole name means."""
-    named = [name for name in modules if name == target or name.endswith(f".{target}")]
-    try:
-        return named or [name for name in modules if re.fullmatch(target, name)]
-    except re.error as error:
-        raise InputError("tuner.pattern", "tuner.lora.targets", given=target[:80], what=str(error)) from None
+    def _check_apart(self, model: PreTrainedModel, targets: list[str], indices: dict[str, list[int]]) -> None:
+        """Raise InputError for a target at a table that learns in another way, or that has no singular parts taken."""
+        from core.models.vocabulary import embedding_name
+
+        taken = {*indices, *([embedding_name(model)] if self.pissa or self.loftq else [])}
+        if table := next((name for name in taken for target in targets if f".{name}".endswith(f".{target}")), ""):
+            raise InputError("lora.table", "tuner.lora.targets", module=table)
 
 
-def _check_known(names: list[str], modules: list[str], place: str) -> None:
-    for name in names:
-        if not any(f".{name}." in f".{module}." for module in modules):
-            raise _no_module(name, modules, place)
-
-
-def _no_module(name: str, modules: list[str], place: str) -> InputError:
-    known = sorted({module.rpartition(".")[2] for module in modules})
-    return InputError("tuner.no_module", place, module=name, known=", ".join(known[:20]))
-
-
-def _set_principal(layer: Any) -> None:
-    """Set A and B of a layer to the roots of its largest singular parts, so that s·B·A is their sum.
-
-    Raises InputError when the weight has fewer of them than the rank asks for.
-    """
-    import torch
-
-    rank = layer.r[ADAPTER]
-    weight_O_I = layer.get_base_layer().weight.data
-    if rank > min(weight_O_I.shape):
-        raise InputError("lora.pissa_rank", "tuner.lora.rank", rank=rank, limit=min(weight_O_I.shape))
-    U_O_R, S_R, Vh_R_I = torch.linalg.svd(weight_O_I.float(), full_matrices=False)
-    root_R = (S_R[:rank] / layer.scaling[ADAPTER]).sqrt()
-    # copied into place: fused AdamW goes wrong where a weight and its loaded state lie in memory in different ways
-    layer.lora_A[ADAPTER].weight.data.copy_(root_R[:, None] * Vh_R_I[:rank])
-    layer.lora_B[ADAPTER].weight.data.copy_(U_O_R[:, :rank] * root_R)
+def _numbers(layers: str) -> set[int]:
+    """Return the numbers that a text such as 0-3,6 means; none for one that means nothing."""
+    found = [RANGE.fullmatch(part.strip()) for part in layers.split(",")]
+    parts = [range(int(part[1]), int(part[2] or part[1]) + 1) for part in found if part]
+    return set().union(*parts) if len(parts) == len(found) and all(parts) else set()

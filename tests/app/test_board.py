@@ -180,6 +180,24 @@ def test_a_tick_sends_only_what_is_new(live, tmp_path):
     assert all(other[id(part)] != gr.skip() for part in (live.head, live.charts, live.log, live.stop))
 
 
+def test_samples_and_every_evaluation_set_are_shown(live, tmp_path):
+    folder = make_run(tmp_path)
+    first = dict(zip(map(id, live.outputs), live.tick("one", "en", Seen()), strict=True))
+    assert not first[id(live.samples)]["visible"]
+    events, told = Writer(folder), {"prompt": "<b>What?</b>", "reference": "That."}
+    for step, answer in ((10, "This."), (20, "<i>That.</i>")):
+        events.write("sample", step=step, index=0, answer=answer, **told)
+        for name in ("first", "second"):
+            events.write("eval", step=step, set=name, loss=1 / step, seconds=0.1, metrics={"rewards/margins": 0.5})
+    later = dict(zip(map(id, live.outputs), live.tick("one", "ru", first[id(live.seen)]), strict=True))
+    shown, drawn = later[id(live.samples)], later[id(live.charts)]["value"]
+    assert shown["visible"] and "шаге 20" in shown["value"] and "This." not in shown["value"]
+    assert "&lt;i&gt;That." in shown["value"] and "<b>" not in shown["value"]
+    assert 'data-name="first"' in drawn and 'data-name="second"' in drawn and "curve-eval-2" in drawn
+    same = dict(zip(map(id, live.outputs), live.tick("one", "ru", later[id(live.seen)]), strict=True))
+    assert same[id(live.samples)] == gr.skip()
+
+
 def test_a_run_that_went_away_leaves_the_page_alive(live, tmp_path):
     folder = make_run(tmp_path)
     seen = live.tick("one", "en", Seen())[-1]

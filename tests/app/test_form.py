@@ -1,5 +1,6 @@
 """The form: every setting has a field, values go there and back, errors come to their field."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from app.form import Form
 from app.jobtab import _base
 from app.page import Page
 from app.settings_text import SettingsText
+from app.verdict import Verdict
 from core import config, runs
 from core.errors import InputError
 from core.recipes import recipes
@@ -142,13 +144,16 @@ def test_taking_a_change_off_sets_it_back(form):
 def test_yaml_there_and_back(tmp_path):
     with gr.Blocks():
         page = make_page(tmp_path)
-        form = Form(page, config.Run)
-        text = SettingsText(page, form)
+        text = SettingsText(page, "train")
+        form = Form(page, config.Run, followers=[text])
+        text.lay_out(page, form)
     values = edited(form, tuner="freeze", tuner__freeze__layers=3, training__seed=7, name="a b")
-    yaml, command = text._tell(*values)
+    yaml, command = (update["value"] for update in text.updates(form, "en", values, retell=False))
     assert config.load(yaml, "x") == form.job(values)
     assert command == "tuneboard train 'name=a b' tuner.kind=freeze tuner.layers=3 training.seed=7"
-    updates = text._load(yaml, "en", [], *form.defaults())
+    assert form.updates("en", values)[form.outputs.index(text.yaml)]["value"] == yaml
+    assert "value" not in form.updates("ru", values, retell=True)[form.outputs.index(text.yaml)]
+    updates = text._load(form, yaml, "en", [], *form.defaults())
     back = [update["value"] for update in updates[: len(form.inputs)]]
     assert form.job(back) == form.job(values)
 
@@ -159,11 +164,12 @@ def test_yaml_there_and_back(tmp_path):
 def test_wrong_yaml_leaves_the_fields_alone(tmp_path, text):
     with gr.Blocks():
         page = make_page(tmp_path)
-        form = Form(page, config.Run)
-        panel = SettingsText(page, form)
-    updates = panel._load(text, "en", [], *form.defaults())
+        panel = SettingsText(page, "train")
+        form = Form(page, config.Run, followers=[panel])
+    updates = panel._load(form, text, "en", [], *form.defaults())
     assert not any("value" in update for update in updates[: len(form.inputs)])
     assert updates[form.outputs.index(form.note)]["value"]
+    assert "value" not in updates[form.outputs.index(panel.yaml)]
 
 
 @pytest.mark.parametrize("kind", ["serving", "evaluation", "export"])
@@ -178,3 +184,26 @@ def test_the_base_of_a_run_comes_with_the_way_it_was_loaded(kind, tmp_path):
     job = config.resolve(form.layer(edited(form, **{path.replace(".", "__"): value for path, value in told.items()})))
     wanted = {"kind": "none"} if kind == "export" else {"kind": "bnb_4bit", "type": "fp4"}
     assert wanted.items() <= job.model.quantizer.model_dump().items()
+
+
+def test_the_verdict_says_what_is_wrong_with_a_model(tiny_model, tmp_path):
+    """A model that can't be loaded is told of when it is chosen, whatever stands in its place."""
+    for name in ("good", "adapter", "pickled", "wobble"):
+        shutil.copytree(tiny_model, tmp_path / name)
+    (tmp_path / "adapter" / "config.json").rename(tmp_path / "adapter" / "adapter_config.json")
+    (tmp_path / "pickled" / "model.safetensors").rename(tmp_path / "pickled" / "pytorch_model.bin")
+    settings = tmp_path / "wobble" / "config.json"
+    settings.write_text(settings.read_text().replace('"llama"', '"wobble"'))
+    (tmp_path / "file").write_text("")
+    verdict = Verdict(tmp_path)
+    form = make_form(tmp_path, config.Run)
+    for name, words in (
+        ("good", "It fits"),
+        ("adapter", "adapter"),
+        ("pickled", "pytorch_model.bin"),
+        ("wobble", "wobble"),
+        ("file", "config.json"),
+    ):
+        told = verdict.updates(form, "en", edited(form, model__path=name), retell=False)[0]["value"]
+        assert words in told, name
+        assert ("It fits" in told) == (name == "good")

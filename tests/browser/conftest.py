@@ -10,7 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 from driver import Board, chromium
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
+
+expect.set_options(timeout=60_000)  # a busy machine is no failure
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +21,14 @@ def browser() -> Iterator[Browser]:
         opened = chromium(playwright)
         yield opened
         opened.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def closed(browser: Browser) -> Iterator[None]:
+    """Close the pages of a module: they would ask for a board that is gone."""
+    yield
+    for context in list(browser.contexts):
+        context.close()
 
 
 @pytest.fixture(scope="module")

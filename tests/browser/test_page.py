@@ -33,7 +33,7 @@ def test_switching_the_language_keeps_what_was_typed(page: Page) -> None:
     name.fill("half typed")
     for language, spoken in (("ru", "Русский"), ("zh", "中文"), ("en", "English")):
         speak(page, spoken)
-        expect(page.locator("#tb-start")).to_have_text(tr(language, "ui.train.start"), timeout=20_000)
+        expect(page.locator("#tb-start")).to_have_text(tr(language, "ui.train.start"))
         for key in TABS:
             expect(page.locator(f"#tb-tab-{key}-button")).to_have_text(tr(language, f"ui.board.tab.{key}"))
         expect(name).to_have_value("half typed")
@@ -41,22 +41,22 @@ def test_switching_the_language_keeps_what_was_typed(page: Page) -> None:
 
 def test_the_language_is_remembered_by_the_browser(page: Page) -> None:
     speak(page, "中文")
-    expect(page.locator("#tb-start")).to_have_text(tr("zh", "ui.train.start"), timeout=20_000)
+    expect(page.locator("#tb-start")).to_have_text(tr("zh", "ui.train.start"))
     page.wait_for_timeout(500)
     page.reload()
-    expect(page.locator("#tb-start")).to_have_text(tr("zh", "ui.train.start"), timeout=20_000)
+    expect(page.locator("#tb-start")).to_have_text(tr("zh", "ui.train.start"))
 
 
 def test_the_first_language_is_that_of_the_browser(browser: Browser, board: Board) -> None:
     page = visitor(browser, board, locale="ru-RU")
-    expect(page.locator("#tb-start")).to_have_text(tr("ru", "ui.train.start"), timeout=20_000)
+    expect(page.locator("#tb-start")).to_have_text(tr("ru", "ui.train.start"))
     page.context.close()
 
 
 @pytest.mark.parametrize("language", ["en", "ru", "zh"])
 def test_a_mistake_is_told_at_its_field_and_nothing_is_lost(page: Page, board: Board, language: str) -> None:
     speak(page, {"en": "English", "ru": "Русский", "zh": "中文"}[language])
-    expect(page.locator("#tb-start")).to_have_text(tr(language, "ui.train.start"), timeout=20_000)
+    expect(page.locator("#tb-start")).to_have_text(tr(language, "ui.train.start"))
     page.locator("#f-train-name textarea, #f-train-name input").fill("../../x")
     path = page.locator("#f-train-model-path input")
     path.fill("/etc")
@@ -79,7 +79,7 @@ def test_dark_and_light(page: Page) -> None:
     page.wait_for_timeout(300)
     assert background() != before
     page.reload()
-    expect(page.locator("#tb-start")).to_be_visible(timeout=20_000)
+    expect(page.locator("#tb-start")).to_be_visible(timeout=60_000)
     page.wait_for_timeout(500)
     assert background() != before
 

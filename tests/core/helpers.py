@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 
 from core import config, events
@@ -52,5 +53,5 @@ def digest(folder: Path) -> str:
     """Return one sha256 over the weights in a folder, by name and bits."""
     total = hashlib.sha256()
     for name, tensor in sorted(weights(folder).items()):
-        total.update(name.encode() + tensor.contiguous().numpy().tobytes())
+        total.update(name.encode() + tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return total.hexdigest()

@@ -181,3 +181,20 @@ def test_paths_that_no_system_takes_are_missing(path, tmp_path):
             found = find(path, tmp_path, place="model.path")
             locate(str(found), tmp_path, "model.path")
         assert caught.value.code == "path.missing" and len(caught.value.params["path"]) <= 100
+
+
+def test_a_choice_may_be_named_without_its_kind():
+    for layer in (config.override(["tuner=freeze", "tuner.layers=1"]), {"tuner": "freeze"}):
+        assert config.run(layer).tuner.kind == "freeze"
+    made = config.run(config.override(["model.quantizer=bnb_8bit", "model.quantizer.threshold=5"]))
+    assert made.model.quantizer.model_dump() == {"kind": "bnb_8bit", "threshold": 5.0}
+    with pytest.raises(InputError) as caught:
+        config.run({"tuner": {"dora": True}, "model": {"quantizer": "bnb_8bit"}})
+    assert (caught.value.code, caught.value.place) == ("quantizer.dora", "tuner.lora.dora")
+
+
+@pytest.mark.parametrize(
+    "given", ["https://huggingface.co/Qwen/Qwen3-0.6B", "https://huggingface.co/Qwen/Qwen3-0.6B/tree/main"]
+)
+def test_the_page_of_a_model_names_it(given):
+    assert config.run(config.override([f"model.path={given}"])).model.path == "Qwen/Qwen3-0.6B"

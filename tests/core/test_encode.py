@@ -147,12 +147,13 @@ def test_answers_are_learned_apart_where_the_template_rewrites_earlier_ones(unma
 def test_load_splits_by_seed_limits_rows_and_sums_files(tiny_data: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     data = Data(folder=str(tiny_data), train=["orders", "chats"], eval_share=0.25)
     once, again, other = (load(data, tiny_data, tokenizer, seed) for seed in (1, 1, 2))
-    assert (len(once.train), len(once.eval), once.counts.rows) == (36, 12, 48)
+    assert (len(once.train), once.held_out, once.counts.rows) == (36, 12, 48)
     assert once.counts.repeated == (40 - 27) + (8 - 3)  # what tiny_data has of different rows
-    assert np.array_equal(once.eval.ids_N, again.eval.ids_N) and not np.array_equal(once.eval.ids_N, other.eval.ids_N)
+    held, same, others = (lessons.eval[""].ids_N for lessons in (once, again, other))
+    assert np.array_equal(held, same) and not np.array_equal(held, others)
     assert once.fingerprint == again.fingerprint
-    few = load(data.model_copy(update={"max_rows": 3, "eval": "chats"}), tiny_data, tokenizer, 1)
-    assert (len(few.train), len(few.eval)) == (6, 3)
+    few = load(data.model_copy(update={"max_rows": 3, "eval": ["chats", "orders"]}), tiny_data, tokenizer, 1)
+    assert (len(few.train), {name: len(rows) for name, rows in few.eval.items()}) == (6, {"chats": 3, "orders": 3})
     with pytest.raises(InputError) as caught:
         load(data.model_copy(update={"cutoff": 8}), tiny_data, tokenizer, 1)
     assert caught.value.code == "data.no_target"

@@ -166,3 +166,10 @@ def test_adapters_of_tied_embeddings(room, tmp_path, settings):
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert torch.allclose(logits(merged), wanted, atol=1e-4) and not merged.config.tie_word_embeddings
     assert metrics["difference"] <= 1e-4
+
+
+def test_biases_that_the_model_has_no_place_for_are_told(room):
+    make_adapter(room / "biased", room / "base", lora_bias=True)
+    with context(room, "biased-out") as at, pytest.raises(InputError) as caught:
+        export(job("biased"), at)
+    assert (caught.value.code, caught.value.place) == ("export.bias", "source")

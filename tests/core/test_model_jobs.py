@@ -44,7 +44,6 @@ def test_chat(launch):
     request = {"messages": [{"role": "user", "content": "two pen"}], "max_tokens": 5}
     for name in there.models:
         assert "".join(stream(there, {"model": name, **request}))
-    began = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 20 and time.monotonic() - began < 5
+    assert process.wait(20) == 20
     assert fold(folder)[0].end["cause"] == "stopped" and endpoint(folder) is None

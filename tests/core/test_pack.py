@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,10 @@ from core.data.encode import Encoded
 from core.data.pack import Flat, Packed, Padder, bins, packed
 from core.data.tokens import Tokenizer, _prepare
 from core.errors import InputError
-from core.events import fold
-from core.models.varlen import NAME, _windows_told, isolate
+from core.models.varlen import NAME, isolate, windows_told
 from core.sections import Data
 from tests.conftest import ROOT, launch_worker, write_rows
+from tests.core.helpers import train
 
 SMALL: dict[str, Any] = dict(
     vocab_size=320, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
@@ -52,12 +54,6 @@ def random_rows(count: int, longest: int = 60, seed: int = 0) -> Encoded:
     learned[starts[:-1]] = False
     learned[starts[1:] - 1] = True
     return Encoded(chance.integers(3, 300, starts[-1]).astype(np.int32), learned, starts, np.arange(len(starts) - 1))
-
-
-def train_loss(folder: Path) -> float:
-    state, _ = fold(folder)
-    assert state.end
-    return float(state.last["loss"])
 
 
 def model_of(kind: str) -> PreTrainedModel:
@@ -100,7 +96,7 @@ def test_attention_that_short_rows_do_not_show_is_known_by_the_config() -> None:
     model = AutoModelForCausalLM.from_config(chunked, attn_implementation="sdpa", dtype=torch.float32)
     assert not isolate(model) and model.config._attn_implementation == "sdpa"
     mistral = model_of("mistral")
-    assert _windows_told(mistral, [7, 7]) and not _windows_told(mistral, [None, None])
+    assert windows_told(mistral, [7, 7]) and not windows_told(mistral, [None, None])
 
 
 def test_whole_rows_only() -> None:
@@ -140,8 +136,7 @@ def test_a_packed_run_teaches_as_an_unpacked_one(make_run: Callable[..., Path]) 
     }.items():
         settings = ("data.eval_share=0", "data.max_rows=32", "training.max_steps=1", "training.eval_every=1", *more)
         folder = make_run(name, *settings)
-        assert launch_worker(folder).wait(120) == 0, (folder / "console.log").read_text()
-        losses.append(train_loss(folder))
+        losses.append(train(folder)["loss"])
     assert max(losses) - min(losses) <= 1e-5
 
 
@@ -181,18 +176,16 @@ def test_encoded_sets_are_kept_and_reused(tiny_data: Path, tiny_model: Path, wor
     assert cached.clear(workspace) > 0 and cached.entries(workspace) == []
 
 
+def fill(model: Path, data: Data, workspace: Path) -> bytes:
+    """Do what a run does with its data, in a process of its own; return the ids."""
+    return batch.load(data, workspace, AutoTokenizer.from_pretrained(model), 0).train.ids_N.tobytes()
+
+
 def test_two_runs_may_fill_the_cache_at_once(tiny_data: Path, tiny_model: Path, workspace: Path) -> None:
-    tokenizers = [AutoTokenizer.from_pretrained(tiny_model) for _ in range(4)]
     data = Data(folder=str(tiny_data), train=["orders", "chats"], eval_share=0)
-    made: list[Any] = []
-    threads = [
-        threading.Thread(target=lambda t=t: made.append(batch.load(data, workspace, t, 0))) for t in tokenizers
-    ]  # fmt: skip
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(made) == 4 and len({m.train.ids_N.tobytes() for m in made}) == 1 and len(cached.entries(workspace)) == 2
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        made = list(pool.map(fill, *zip(*[(tiny_model, data, workspace)] * 4, strict=True)))
+    assert len(made) == 4 and len(set(made)) == 1 and len(cached.entries(workspace)) == 2
 
 
 def test_tiktoken_gives_the_ids_of_the_tokenizer() -> None:
@@ -236,16 +229,14 @@ def test_a_mixture_is_the_same_after_a_kill(make_run: Callable[..., Path], tiny_
     settings = ("data.train=[orders,chats]", "data.mix=interleave_over", "data.shares=[0.5,0.5]", "data.packing=always",
                 "data.cutoff=128", "training.batch_size=2", "training.max_steps=12", "saving.every=3")  # fmt: skip
     whole = make_run("whole", *settings)
-    assert launch_worker(whole).wait(120) == 0
+    expected = train(whole)["loss"]
     broken = make_run("broken", *settings)
     worker = launch_worker(broken)
     while not list((broken / "checkpoints").glob("*6*")) and worker.poll() is None:
-        pass
+        time.sleep(0.01)
     worker.kill()
     worker.wait()
-    assert launch_worker(broken).wait(120) == 0
-    ends = [train_loss(folder) for folder in (whole, broken)]
-    assert ends[0] == ends[1]
+    assert train(broken)["loss"] == expected
 
 
 def test_rows_of_files_in_a_folder_are_one_set(tmp_path: Path, tiny_model: Path) -> None:
@@ -264,15 +255,14 @@ def test_a_stream_teaches_and_resumes_exactly(make_run: Callable[..., Path]) -> 
                 "data.shares=[0.7,0.3]", "data.buffer=16",
                 "training.max_steps=12", "saving.every=3")  # fmt: skip
     whole = make_run("whole", *settings)
-    assert launch_worker(whole).wait(120) == 0, (whole / "console.log").read_text()
+    expected = train(whole)["loss"]
     broken = make_run("broken", *settings)
     worker = launch_worker(broken)
     while not list((broken / "checkpoints").glob("*6*")) and worker.poll() is None:
-        pass
+        time.sleep(0.01)
     worker.kill()
     worker.wait()
-    assert launch_worker(broken).wait(120) == 0
-    assert train_loss(whole) == train_loss(broken)
+    assert train(broken)["loss"] == expected
 
 
 @pytest.mark.parametrize("strategy", ["concat", *mix.STOPPING])

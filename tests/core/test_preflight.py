@@ -7,9 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from core import config, preflight, runs
 from core.errors import InputError
+from core.models.room import _smi
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -17,12 +20,20 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def broken(tiny_model, tiny_data, tmp_path):
     """A workspace with a good model and set, and bad ones beside them."""
-    for name in ("good", "no-tokenizer", "cut", "pickled"):
+    for name in ("good", "no-tokenizer", "cut", "pickled", "wobble", "packed"):
         shutil.copytree(tiny_model, tmp_path / name)
     for file in (tmp_path / "no-tokenizer").glob("*token*"):
         file.unlink()
     weights = tmp_path / "cut" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
+    for name, more in (
+        ("wobble", {"model_type": "wobble"}),
+        ("packed", {"quantization_config": {"quant_method": "aqlm"}}),
+    ):
+        settings = tmp_path / name / "config.json"
+        settings.write_text(json.dumps(json.loads(settings.read_text()) | more))
+    packed = tmp_path / "packed" / "model.safetensors"
+    save_file(load_file(packed) | {"packed": torch.zeros(1, dtype=torch.int32)}, packed, {"format": "pt"})
     (tmp_path / "pickled" / "model.safetensors").rename(tmp_path / "pickled" / "pytorch_model.bin")
     shutil.copytree(tiny_data, tmp_path / "data")
     lines = (tmp_path / "data" / "orders.jsonl").read_text().splitlines()
@@ -37,13 +48,27 @@ def broken(tiny_model, tiny_data, tmp_path):
 GOOD = {"model": {"path": "good"}, "data": {"folder": "data", "train": ["orders"]}}
 WRONG = {
     "no model": ({"model": {"path": "nowhere"}}, "model.path", "path.missing"),
+    "revision of a folder": ({"model": {"path": "good", "revision": "v2"}}, "model.revision", "model.revision_here"),
     "no tokenizer": ({"model": {"path": "no-tokenizer"}}, "model.path", "model.no_tokenizer"),
     "cut weights": ({"model": {"path": "cut"}}, "model.path", "model.bad_weights"),
     "pickled weights": ({"model": {"path": "pickled"}}, "model.path", "model.unsafe"),
+    "unknown type": ({"model": {"path": "wobble"}}, "model.path", "model.unknown_type"),
+    "package that is not here": ({"model": {"path": "packed"}}, "model.path", "package.missing"),
     "no data": ({"data": {"folder": "nowhere"}}, "data.folder", "path.missing"),
     "no set": ({"data": {"train": ["zzz"]}}, "data.train", "data.unknown_set"),
     "no evaluation set": ({"data": {"eval": "zzz"}}, "data.eval", "data.unknown_set"),
     "torn line": ({"data": {"train": ["torn"]}}, "data.train", "data.json"),
+    "routers": ({"training": {"router_aux_loss": 0.01}}, "training.router_aux_loss", "moe.no_router"),
+    "flex on a CPU": (
+        {"model": {"attention": "flex_attention"}, "hardware": {"device": "cpu"}},
+        "model.attention",
+        "attention.flex",
+    ),
+    "flash on a CPU": (
+        {"model": {"attention": "flash_attention_2"}, "hardware": {"device": "cpu"}},
+        "model.attention",
+        "model.attention",
+    ),
     "other columns": ({"data": {"train": ["columns"]}}, "data.train", "data.no_column"),
 }
 
@@ -59,6 +84,32 @@ def test_a_bad_run_is_refused_at_its_setting(broken, case):
 def test_a_good_run_and_a_hub_model_pass(broken):
     preflight.check(config.resolve(GOOD), broken)
     preflight.check(config.resolve(GOOD, {"model": {"path": "org/some-model"}}), broken)
+    flex = {"model": {"path": "good", "attention": "flex_attention"}, "hardware": {"device": "cuda"}}
+    preflight.check(config.resolve(GOOD, flex), broken)
+    flex["hardware"] = {"device": "cpu"}
+    preflight.check(config.resolve(flex, job="serving"), broken)  # it answers there, though it can't learn
+
+
+def test_a_device_that_is_found_is_looked_at(broken, monkeypatch):
+    """By default it is the first there is: without a GPU the CPU."""
+    flex = config.resolve(GOOD, {"model": {"attention": "flex_attention"}})
+    monkeypatch.setenv("PATH", "/nowhere")
+    _smi.cache_clear()
+    try:
+        with pytest.raises(InputError) as raised:
+            preflight.check(flex, broken)
+    finally:
+        _smi.cache_clear()
+    assert (raised.value.place, raised.value.code) == ("model.attention", "attention.flex")
+
+
+def test_nothing_to_learn_is_refused():
+    idle = {"tuner": {"kind": "freeze", "layers": 0}}
+    with pytest.raises(InputError) as raised:
+        config.resolve(idle)
+    assert (raised.value.place, raised.value.code) == ("tuner.freeze.layers", "tuner.nothing")
+    for more in ({"tuner": {"extra": ["norm"]}}, {"model": {"add_tokens": ["new"]}, "optimizer": {"weight_decay": 0}}):
+        config.resolve(idle, more)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
 from core import config
@@ -164,8 +164,8 @@ def test_a_model_packed_as_fp8_is_unpacked_and_trained(tiny_model: Path, tmp_pat
 
 
 PACKED = {
-    "gptq": ("package.missing", {"package": "gptqmodel"}),
-    "awq": ("package.missing", {"package": "gptqmodel"}),
+    "gptq": ("package.alone", {"package": "gptqmodel"}),
+    "awq": ("package.alone", {"package": "gptqmodel"}),
     "aqlm": ("package.missing", {"package": "aqlm"}),
     "compressed-tensors": ("package.missing", {"package": "compressed_tensors"}),
     "vptq": ("package.missing", {"package": "vptq"}),
@@ -179,6 +179,8 @@ def test_a_packed_model_that_can_not_be_trained_here_says_why(tiny_model: Path, 
     folder = copy_of(tiny_model, tmp_path / "packed")
     told = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**told, "quantization_config": {"quant_method": name}}))
+    weights = load_file(folder / "model.safetensors")
+    save_file({**weights, "packed": torch.zeros(1, dtype=torch.int32)}, folder / "model.safetensors", {"format": "pt"})
     code, params = PACKED[name]
     with pytest.raises(InputError) as caught:
         loaded(folder, {"kind": "none"})
@@ -243,3 +245,30 @@ def test_what_fetches_code_from_the_hub_is_hidden(tmp_path: Path, monkeypatch: p
 def test_every_quantizer_says_what_it_is() -> None:
     assert set(variants("core.quantizers")) == {"none", "bnb_4bit", "bnb_8bit", "torchao", "hqq"}
     assert Bnb4Bit().loading(torch.float32, torch.device("cpu")).bnb_4bit_compute_dtype is torch.float32
+
+
+@pytest.mark.parametrize("name", ["nf4", "int8"])
+@pytest.mark.parametrize("kind", ["mamba", "deepseek_v3"])
+def test_layers_that_are_read_past_or_see_four_dimensions_learn(
+    tiny_model: Path, tmp_path: Path, kind: str, name: str
+) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 400, "pad_token_id": 0}
+    more: dict[str, Any] = {
+        "mamba": {"state_size": 4},
+        "deepseek_v3": {
+            "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2, "kv_lora_rank": 16,
+            "q_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16, "n_routed_experts": 4,
+            "num_experts_per_tok": 2, "moe_intermediate_size": 32, "n_group": 1, "topk_group": 1,
+            "first_k_dense_replace": 2,
+        },
+    }  # fmt: skip
+    folder = copy_of(tiny_model, tmp_path / kind)
+    (folder / "model.safetensors").unlink()
+    shape = AutoConfig.for_model(kind, **sizes, **more[kind])
+    AutoModelForCausalLM.from_config(shape).save_pretrained(folder)
+    model = loaded(folder, BNB[name])
+    assert any(type(module).__name__ in ("Linear4bit", "Linear8bitLt") for module in model.modules())
+    model = Lora(rank=4, alpha=8).attach(model, tmp_path)
+    model(IDS_B_T, labels=IDS_B_T, use_cache=False).loss.backward()
+    learning = [weight for weight in model.parameters() if weight.requires_grad]
+    assert learning and all(weight.grad is not None for weight in learning)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from core.errors import Stopped
+from core.errors import InputError, Stopped
 from core.events import fold
+from core.models.inspect import inspect_adapter
 from tests.core.helpers import digest, of_type, train
 
 TUNERS = {
@@ -21,13 +22,20 @@ TUNERS = {
         "training.accumulation=2",
         "training.max_steps=8",
     ],
+    "tokens": ["model.add_tokens=[Turn this]", "tuner.dropout=0.1", "training.max_steps=8"],
+    "eva": ["tuner.eva=true", "tuner.dropout=0.1", "training.max_steps=6"],
+    "loftq": ["tuner.loftq=true", "model.quantizer=bnb_4bit", "training.max_steps=6"],
+    "plus": ["tuner.plus_ratio=16", "tuner.layers=1", "tuner.dora=true", "training.max_steps=8"],
+    "expand": ["tuner.kind=expand", "tuner.blocks=1"],
     "full": ["tuner.kind=full"],
     "freeze": ["tuner.kind=freeze", "tuner.layers=1"],
 }
 
 
 @pytest.mark.parametrize(("name", "stops"), [
-    ("lora", (6, 9)), ("dora", (3,)), ("pissa", (3, 5)), ("full", (6,)), ("freeze", (9,)),
+    ("lora", (6, 9)), ("dora", (3,)), ("pissa", (3, 5)), ("tokens", (3,)), ("plus", (3,)), ("eva", (3,)),
+    ("loftq", (3,)),
+    ("expand", (6,)), ("full", (6,)), ("freeze", (9,)),
 ])  # fmt: skip
 def test_resume_is_bit_exact(make_run: Callable[..., Path], name: str, stops: tuple[int, ...]) -> None:
     """36 rows in batches of 4 make epochs of 9 steps (5 when two are accumulated): stops within, at the end, after."""
@@ -38,8 +46,65 @@ def test_resume_is_bit_exact(make_run: Callable[..., Path], name: str, stops: tu
             train(broken, stop_at=stop)
         assert (broken / f"checkpoints/checkpoint-{stop}/MANIFEST.json").exists()
     assert train(broken) == expected
-    saved = "model" if name in ("full", "freeze") else "adapter"
+    saved = "model" if name in ("full", "freeze", "expand") else "adapter"
     assert digest(broken / saved) == digest(whole / saved)
     steps = {e["step"]: (e["loss"], e["grad_norm"], e["lr"]) for e in of_type(broken, "step")}
     assert steps == {e["step"]: (e["loss"], e["grad_norm"], e["lr"]) for e in of_type(whole, "step")}
     assert [b[:2] for b in fold(broken)[0].curves["loss"].bins] == [b[:2] for b in fold(whole)[0].curves["loss"].bins]
+
+
+FULL = ["tuner.kind=full", "training.max_steps=6", "training.eval_every=3", "saving.every=4"]
+ALONE = ["training.clip=0"]
+OPTIMIZERS = {
+    "8bit": ["optimizer.variant=8bit"],
+    "adafactor": ["optimizer=adafactor", "model.precision=pure_bf16"],
+    "galore": ["optimizer=galore", "optimizer.rank=8", "optimizer.update_every=4"],
+    "galore layers": [
+        "optimizer=galore", "optimizer.rank=8", "optimizer.update_every=2", "optimizer.layerwise=true", *ALONE
+    ],
+    "apollo": ["optimizer=apollo", "optimizer.rank=8", "optimizer.update_every=2", "training.accumulation=2"],
+    "apollo bf16": ["optimizer=apollo", "optimizer.rank=1", "optimizer.scaling=tensor", "model.precision=pure_bf16"],
+    "badam": ["optimizer=badam", "optimizer.switch_every=2", "optimizer.order=random", "optimizer.ends=true"],
+    "badam bf16": ["optimizer=badam", "optimizer.switch_every=4", "model.precision=pure_bf16"],
+    "badam ratio": ["optimizer=badam", "optimizer.mode=ratio", "optimizer.switch_every=2", "optimizer.pick=scatter",
+                    "optimizer.ratio=0.3", "training.accumulation=2", *ALONE],
+    "muon": ["optimizer=muon", "optimizer.weight_decay=0.1"],
+    "adam_mini": ["optimizer=adam_mini"],
+    "schedule_free": ["optimizer=schedule_free", "training.schedule=constant", "training.warmup=0.5"],
+    "schedule_free lora": ["optimizer=schedule_free", "training.schedule=constant", "tuner.kind=lora",
+                           "tuner.plus_ratio=4"],
+    "lomo": ["optimizer=lomo", *ALONE],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_resumes_bit_exactly(make_run: Callable[..., Path], name: str) -> None:
+    """Stopped in the middle of what it keeps: between two projections, in the turn of a block, before an evaluation."""
+    if name.startswith("schedule_free"):
+        pytest.importorskip("schedulefree")
+    settings = [*FULL, *OPTIMIZERS[name]]
+    whole, broken = make_run("whole", *settings), make_run("broken", *settings)
+    expected = train(whole)
+    with pytest.raises(Stopped):
+        train(broken, stop_at=3)
+    assert train(broken) == expected
+    saved = "adapter" if "lora" in name else "model"
+    assert digest(broken / saved) == digest(whole / saved)
+    steps = [{e["step"]: (e["loss"], e["grad_norm"]) for e in of_type(run, "step")} for run in (whole, broken)]
+    assert steps[0] == steps[1] and all(norm > 0 for _, norm in steps[0].values())
+    evals = [{e["step"]: e["loss"] for e in of_type(run, "eval")} for run in (whole, broken)]
+    assert evals[0] == evals[1] and evals[0]
+
+
+@pytest.mark.parametrize("name", ["lora", "pissa", "loftq"])
+def test_a_checkpoint_is_an_adapter_where_it_fits_the_base(make_run: Callable[..., Path], name: str) -> None:
+    run = make_run("stopped", *TUNERS[name])
+    with pytest.raises(Stopped):
+        train(run, stop_at=3)
+    checkpoint = run / "checkpoints" / "checkpoint-3"
+    if name == "lora":
+        assert inspect_adapter(checkpoint).parameters
+        return
+    with pytest.raises(InputError) as caught:
+        inspect_adapter(checkpoint)
+    assert (caught.value.code, caught.value.place) == ("adapter.checkpoint", "tuned")

@@ -96,3 +96,27 @@ def test_a_whole_model_keeps_its_stretch_when_it_is_saved(tiny_model: Path, tmp_
     with torch.no_grad():
         assert torch.equal(model(ids).logits, again(ids).logits)
     assert context(again.config) == 1024
+
+
+@pytest.mark.parametrize("kind", OF_KIND)
+def test_a_whole_model_that_was_stretched_is_read_as_it_is(tiny_model: Path, tmp_path: Path, kind: str) -> None:
+    settings = Model(path=str(tiny_model), rope=kind, context=1024)  # type: ignore[arg-type]
+    model = load_model(settings, tmp_path, CPU, training=True)
+    model.save_pretrained(tmp_path / "whole")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "whole" / name).write_bytes((tiny_model / name).read_bytes())
+    again = load_model(settings.at(str(tmp_path / "whole")), tmp_path, CPU)
+    ids = torch.arange(5, 45)[None]
+    with torch.no_grad():
+        assert torch.allclose(again(ids).logits, model(ids).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", OF_KIND)
+def test_a_config_without_the_width_of_its_heads_can_be_stretched(kind: str) -> None:
+    shape = AutoConfig.for_model("mixtral", hidden_size=32, num_attention_heads=4, num_key_value_heads=2,
+                                 intermediate_size=32, num_hidden_layers=1, vocab_size=50, num_local_experts=2,
+                                 max_position_embeddings=64)  # fmt: skip
+    assert shape.head_dim is None
+    stretch(shape, kind, 128)
+    logits = AutoModelForCausalLM.from_config(shape)(torch.arange(40)[None]).logits
+    assert logits.shape == (1, 40, 50) and torch.isfinite(logits).all()

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
+from peft.optimizers import create_loraplus_optimizer
 from peft.tuners.lora import LoraLayer
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, TrainingArguments
 
+from core import config
 from core.errors import InputError
+from core.training.objective import NextToken
+from core.training.ordered import Ordered
 from core.tuners.freeze import Freeze
 from core.tuners.full import Full
 from core.tuners.lora import Lora
-from tests.core.helpers import weights
+from core.tuners.oft import Oft
+from tests.core import tiny
+from tests.core.helpers import of_type, train, weights
 
 IDS_B_T = torch.arange(24).reshape(2, 12)
 
@@ -67,6 +74,18 @@ def test_lora_begins_at_the_base_and_reloads_as_it_was(
     assert (logits(reloaded) - trained).abs().max() <= 1e-5
     assert reloaded.peft_config["default"].r == (8 if settings.get("pissa") else 4)
     assert (logits(reloaded.merge_and_unload()) - trained).abs().max() <= 1e-5
+
+
+def test_pissa_begins_where_weights_lie_crosswise(tmp_path: Path) -> None:
+    model = tiny.tiny_model("gpt2").eval()
+    ids = torch.arange(3, 14)[None]
+    before = model(ids).logits
+    tuned: Any = Lora(rank=4, pissa=True).attach(model, tmp_path)
+    assert torch.allclose(tuned(ids).logits, before, atol=1e-4)
+    attention = tuned.get_base_model().transformer.h[0].attn.c_attn
+    parts = torch.linalg.svdvals(attention.get_base_layer().weight + attention.get_delta_weight("default"))
+    rest = torch.linalg.svdvals(attention.get_base_layer().weight)
+    assert torch.allclose(rest[: len(parts) - 4], parts[4:], atol=1e-4)
 
 
 def test_pissa_begins_with_the_largest_singular_parts(model: PreTrainedModel, tmp_path: Path) -> None:
@@ -159,3 +178,145 @@ def test_modules_that_learn_whole_are_saved_beside_the_adapter(
     with pytest.raises(InputError) as caught:
         Lora(extra=["magic"]).attach(AutoModelForCausalLM.from_pretrained(tiny_model), tmp_path)
     assert (caught.value.code, caught.value.place) == ("tuner.no_module", "tuner.lora.extra")
+
+
+def test_oft_turns_weights_and_keeps_their_lengths(model: PreTrainedModel, tiny_model: Path, tmp_path: Path) -> None:
+    base, tuner = logits(model), Oft(block=16)
+    before = model.model.layers[0].mlp.up_proj.weight.detach().clone()
+    tuned: Any = tuner.attach(model, tmp_path)
+    assert torch.allclose(logits(tuned), base, atol=2e-6)
+    assert all("oft_" in name for name, p in tuned.named_parameters() if p.requires_grad)
+    learn_a_little(tuned)
+    trained = logits(tuned)
+    assert (trained - base).abs().max() > 0.05
+    place = tuner.save(tuned, AutoTokenizer.from_pretrained(tiny_model), tmp_path)
+    fresh = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    reloaded: Any = PeftModel.from_pretrained(fresh, place)
+    assert (logits(reloaded) - trained).abs().max() <= 1e-5
+    merged = reloaded.merge_and_unload()
+    assert (logits(merged) - trained).abs().max() <= 1e-4
+    after = merged.model.layers[0].mlp.up_proj.weight
+    # the inputs of each output are turned: a row keeps its length, as far as the series of the Cayley transform goes
+    assert not torch.allclose(after, before, atol=1e-3)
+    assert torch.allclose(after.norm(dim=1), before.norm(dim=1), rtol=3e-2)
+    with pytest.raises(InputError) as caught:
+        Oft(block=7).attach(AutoModelForCausalLM.from_pretrained(tiny_model), tmp_path)
+    assert (caught.value.code, caught.value.place) == ("oft.block", "tuner.oft.block")
+
+
+@pytest.mark.parametrize(("layers", "count"), [("", 14), ("0-1", 14), ("1", 7), ("0, 1", 14)])
+def test_layers_limit_where_adapters_stand(
+    model: PreTrainedModel, tiny_model: Path, tmp_path: Path, layers: str, count: int
+) -> None:
+    tuner = Lora(rank=4, layers=layers)
+    tuned: Any = tuner.attach(model, tmp_path)
+    names = [name for name, module in tuned.named_modules() if isinstance(module, LoraLayer)]
+    assert len(names) == count and (layers != "1" or all(".layers.1." in name for name in names))
+    learn_a_little(tuned, 2)
+    trained = logits(tuned)
+    place = tuner.save(tuned, AutoTokenizer.from_pretrained(tiny_model), tmp_path)
+    fresh = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    assert (logits(PeftModel.from_pretrained(fresh, place)) - trained).abs().max() <= 1e-5
+
+
+def test_layers_that_are_none_are_refused(model: PreTrainedModel, tmp_path: Path) -> None:
+    for layers in ("x", "3-1", "1,,2", "1-", "-1", "0-99999", " "):
+        with pytest.raises(InputError) as caught:
+            config.resolve({"tuner": {"kind": "lora", "layers": layers}})
+        assert (caught.value.code, caught.value.place) == ("lora.layers", "tuner.lora.layers"), layers
+        assert caught.value.params["given"] == layers
+    with pytest.raises(InputError) as caught:
+        Lora(layers="0-2").attach(model, tmp_path)
+    assert (caught.value.code, caught.value.place) == ("lora.no_layer", "tuner.lora.layers")
+    assert caught.value.params == {"given": 2, "last": 1}
+
+
+def test_the_second_matrix_learns_faster(make_run: Callable[..., Path]) -> None:
+    """Against peft's own LoRA+; Adam's first step is as long as the learning rate, whatever the gradient."""
+    moved = []
+    for ratio in (1, 16):
+        run = make_run(f"ratio {ratio}", f"tuner.plus_ratio={ratio}", "training.max_steps=1", "training.warmup=0",
+                       "training.schedule=constant", "optimizer.learning_rate=0.001")  # fmt: skip
+        train(run)
+        moved.append({name: tensor.abs().max().item() for name, tensor in weights(run / "adapter").items()
+                      if "lora_B" in name})  # fmt: skip
+        assert [event["lr"] for event in of_type(run, "step")] == [0.001]
+    assert all(moved[0][name] == pytest.approx(0.001, rel=1e-2) for name in moved[0])
+    assert all(moved[1][name] == pytest.approx(0.016, rel=1e-2) for name in moved[0])
+
+
+def test_groups_are_those_of_peft(model: PreTrainedModel, tmp_path: Path) -> None:
+    tuned: Any = Lora(rank=4, plus_ratio=16).attach(model, tmp_path)
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, learning_rate=1e-3)
+    trainer = Ordered(model=tuned, args=arguments, pace=Lora(plus_ratio=16).pace, objective=NextToken())
+    made = trainer.create_optimizer()
+    theirs = create_loraplus_optimizer(tuned, torch.optim.AdamW, lr=1e-3, loraplus_lr_ratio=16)
+    rates = [{id(p): group["lr"] for group in one.param_groups for p in group["params"]} for one in (made, theirs)]
+    assert rates[0] == rates[1] and set(rates[0].values()) == {1e-3, 16e-3}
+
+
+def test_identities_of_the_kin(model: PreTrainedModel, tiny_model: Path, tmp_path: Path) -> None:
+    """What LoRA, rsLoRA and DoRA compute, by their papers' formulas on one layer."""
+    x_B_I = torch.randn(3, 64)
+    for settings, scale in (({}, 8 / 4), ({"rslora": True}, 8 / 4**0.5), ({"dora": True}, 8 / 4)):
+        fresh = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+        tuned: Any = Lora(rank=4, alpha=8, **settings).attach(fresh, tmp_path)
+        layer = tuned.base_model.model.model.layers[0].mlp.up_proj
+        weight_O_I = layer.get_base_layer().weight
+        assert torch.allclose(layer(x_B_I), x_B_I @ weight_O_I.T, atol=1e-5)
+        torch.nn.init.normal_(layer.lora_B["default"].weight, std=0.1)
+        moved_O_I = weight_O_I + scale * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+        if settings.get("dora"):
+            moved_O_I = weight_O_I.norm(dim=1, keepdim=True) * moved_O_I / moved_O_I.norm(dim=1, keepdim=True)
+        assert torch.allclose(layer(x_B_I), x_B_I @ moved_O_I.T, atol=1e-5)
+        assert not torch.allclose(layer(x_B_I), x_B_I @ weight_O_I.T, atol=1e-2)
+
+
+def test_eva_begins_with_the_directions_of_the_inputs(model: PreTrainedModel, tiny_model: Path, tmp_path: Path) -> None:
+    """Against the full decomposition of what the layer is given: the first directions hold as much as any could."""
+    chance = torch.Generator().manual_seed(0)
+    rows = [{"input_ids": torch.randint(320, (length,), generator=chance)} for length in (40, 9, 77, 25)]
+    base, tuner = logits(model), Lora(rank=4, eva=True)
+    tuned: Any = tuner.attach(model, tmp_path, (), rows)
+    assert torch.equal(logits(tuned), base)
+    for name in ("layers.0.self_attn.q_proj", "layers.1.mlp.down_proj"):
+        layer = tuned.base_model.model.model.get_submodule(name)
+        seen: list[torch.Tensor] = []
+        hook = layer.register_forward_pre_hook(lambda _, given, seen=seen: seen.append(given[0][0]))
+        for row in rows:  # one by one: no padding
+            tuned(row["input_ids"][None])
+        hook.remove()
+        X_N_I, A_R_I = torch.cat(seen).detach(), layer.lora_A["default"].weight.detach()
+        assert torch.allclose(A_R_I @ A_R_I.T, torch.eye(4), atol=1e-4)
+        best = torch.linalg.svdvals(X_N_I)[:4].square().sum()
+        assert (X_N_I @ A_R_I.T).square().sum() >= 0.99 * best
+    learn_a_little(tuned)
+    place = tuner.save(tuned, AutoTokenizer.from_pretrained(tiny_model), tmp_path)
+    fresh = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    assert (logits(PeftModel.from_pretrained(fresh, place)) - logits(tuned)).abs().max() <= 1e-5
+
+
+def test_eva_begins_where_an_expert_sees_few_tokens(tmp_path: Path) -> None:
+    mixture: Any = tiny.tiny_model("qwen3_moe")
+    tuned: Any = Lora(rank=8, eva=True).attach(mixture, tmp_path, (), [{"input_ids": [1, 2, 3]}])
+    assert all(torch.isfinite(p).all() for p in tuned.parameters())
+
+
+def test_only_one_beginning() -> None:
+    stream = ["tuner.eva=true", "data.streaming=true", "training.max_steps=1"]
+    for settings, code in ((["tuner.eva=true", "tuner.pissa=true"], "lora.beginnings"), (stream, "lora.eva_stream")):
+        with pytest.raises(InputError) as caught:
+            config.resolve(config.override(settings))
+        assert (caught.value.code, caught.value.place) == (code, "tuner.lora.eva")
+
+
+@pytest.mark.parametrize(("settings", "tokens"), [
+    ({"targets": ["q_proj", "embed_tokens"]}, [320, 321]), ({"targets": ["lm_head"]}, [320]),
+    ({"targets": ["embed_tokens"], "pissa": True}, []),
+])  # fmt: skip
+def test_no_adapter_at_a_table_that_learns_otherwise(
+    model: PreTrainedModel, tmp_path: Path, settings: dict[str, Any], tokens: list[int]
+) -> None:
+    with pytest.raises(InputError) as caught:
+        Lora(rank=2, **settings).attach(model, tmp_path, tokens)
+    assert (caught.value.code, caught.value.place) == ("lora.table", "tuner.lora.targets")

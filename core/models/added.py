@@ -1,0 +1,61 @@
+"""What adapters add to a model, by shapes alone: matrices beside its layers, copies of modules, new rows. Cold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from core.models.shapes import Linear, Shapes, named
+from core.models.tables import HEAD, ROWS, tables, with_bias
+
+
+def copied(shapes: Shapes, extra: Sequence[str], tokens: int) -> dict[str, tuple[int, ...]]:
+    """Return name -> shape of the weights of which an adapter teaches a copy: those of modules named so.
+
+    tokens: how many are new; a head with a bias, of which rows can't learn, then learns whole.
+    """
+    wanted = [*extra, *(with_bias(shapes) if tokens else [])]
+    return {name: shape for name, shape in shapes.tensors.items() if named(name, wanted)}
+
+
+def beneath(shapes: Shapes, extra: Sequence[str], tokens: int) -> int:
+    """Return how many numbers stay beneath such copies."""
+    return sum(map(math.prod, copied(shapes, extra, tokens).values()))
+
+
+def untied(shapes: Shapes, extra: Sequence[str]) -> Shapes:
+    """Return the shapes of a model with the head of its own that it gets where a tied one is copied."""
+    name = f"{HEAD}.weight"
+    if shapes.head or not shapes.table or not named(name, extra):
+        return shapes
+    return Shapes({**shapes.tensors, name: shapes.embedding}, shapes.config)
+
+
+def rows(shapes: Shapes, extra: Sequence[str], tokens: int) -> dict[str, tuple[int, ...]]:
+    """Return name -> shape of the rows of new tokens in each table that is not copied whole."""
+    whole = copied(shapes, extra, tokens)
+    named = {name.removesuffix(".weight"): shape for name, shape in tables(shapes).items() if name not in whole}
+    return {f"{name}.{ROWS}": (tokens, shape[1]) for name, shape in named.items()} if tokens else {}
+
+
+def beside_linears(linears: Sequence[Linear], rank: int, *, lengths: bool) -> dict[str, tuple[int, ...]]:
+    """Return name -> shape of what LoRA of this rank adds to linear layers; lengths: DoRA's, too."""
+    found: dict[str, tuple[int, ...]] = {}
+    for linear in linears:
+        found[f"{linear.name}.lora_A"] = (rank, linear.columns)
+        found[f"{linear.name}.lora_B"] = (linear.rows, rank)
+        if lengths:
+            found[f"{linear.name}.magnitude"] = (linear.rows,)
+    return found
+
+
+def beside_experts(shapes: Shapes, rank: int) -> dict[str, tuple[int, ...]]:
+    """Return name -> shape of what LoRA of this rank adds to the stacked weights of experts."""
+    found: dict[str, tuple[int, ...]] = {}
+    for block in shapes.linears:
+        first = next((one for one in block if one.of_expert and not one.last), None)
+        for linear in (one for one in block if one.of_expert):
+            found[f"{linear.name}.lora_B"] = (linear.rows, linear.count * rank)
+            if linear.last or linear is first:  # in memory gate and up are one matrix, with one A
+                found[f"{linear.name}.lora_A"] = (linear.count * rank, linear.columns)
+    return found

@@ -1,0 +1,41 @@
+"""What bitsandbytes needs, of a model whose weights it holds in few bits, to compute and to teach right."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from transformers import PreTrainedModel
+
+READ_PAST = {"mamba": ["lm_head", "x_proj", "dt_proj", "out_proj"]}
+"""Type of model -> layers whose weights it multiplies itself, past the layer: packed ones it could not."""
+
+
+def whole(model_type: str) -> list[str] | None:
+    """Return the layers of a type of model that are never packed; None where the libraries know them all."""
+    return READ_PAST.get(model_type)
+
+
+def make_ready(model: PreTrainedModel) -> None:
+    """Mend the packed layers of a model.
+
+    Linear4bit: on a CPU with AVX-512 BF16 an answer without gradients repacks the weights for good; what is trained
+    above them gets no gradient any more, and widths that 32 does not divide fail (bitsandbytes 0.50.2,
+    Linear4bit.forward). Linear8bitLt: takes no more than three dimensions, where latent attention gives four.
+    """
+    warnings.filterwarnings("ignore", message="MatMul8bitLt: inputs will be cast")  # each of them, each time
+    for module in model.modules():
+        kind = type(module).__name__
+        if kind == "Linear4bit":
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+        elif kind == "Linear8bitLt":
+            module.forward = partial(_in_lines, module.forward)
+
+
+def _in_lines(forward: Callable[[torch.Tensor], torch.Tensor], given: torch.Tensor) -> torch.Tensor:
+    """Return what a layer gives for an input of any shape (..., D)."""
+    if given.ndim <= 3:
+        return forward(given)
+    return forward(given.flatten(0, -2)).unflatten(0, given.shape[:-1])

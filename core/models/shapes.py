@@ -1,0 +1,267 @@
+"""The parts of a model by the names and shapes of its weights alone: its stack of blocks, the linear layers in them.
+
+Read from the headers of the files, or made from config.json where they are not here yet. Cold: neither torch nor
+transformers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+BLOCK = re.compile(r"(.*?(?:^|\.)(?:layers|h|blocks|block|layer))\.(\d+)\.")
+"""The beginning of the name of a weight of one of the repeated blocks: the stack, the number of the block."""
+APART = re.compile(r"(^|\.)(\w*router|gate|shared_expert_gate|lm_head)(\.|$)|(vision|visual|image|img|audio|speech)")
+"""Names of layers that choose experts (few rows would teach them to send all to one), of heads, eyes and ears."""
+LAST = re.compile(r"(^|\.)(o_proj|out_proj|wo|dense|c_proj|down_proj|fc2|w2|dense_4h_to_h|fc_out|down|output_linear)$")
+"""Layers that give back to the stream of the model what attention or the MLP computed: their input is theirs alone."""
+OF_EXPERTS = (
+    "afmoe", "beam", "cohere2_moe", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots1", "ernie4_5_moe",
+    "exaone_moe", "flex_olmo", "glm4_moe", "glm4_moe_lite", "glm4v_moe", "glm_moe_dsa", "hunyuan_v1_moe",
+    "longcat_flash", "mellum", "minimax", "minimax_m2", "mixtral", "olmoe", "qwen3_moe", "qwen3_next",
+    "qwen3_omni_moe", "qwen3_omni_moe_thinker", "solar_open",
+)  # fmt: skip
+"""Types in which peft takes the layers of any MLP, by their last names, for the experts: it would put adapters on all
+of those, and none on the layers that were meant (peft 0.21, issue 3711)."""
+MLP = ("gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
+EXPERT = re.compile(r"\.experts?\.(\d+\.)?|\.block_sparse_moe\.(in|out)put_linear\.")
+"""The second is what Granite's files call them."""
+ACTIVE = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk", "top_k_experts", "moe_k")
+"""Keys of config.json: how many experts work on a token."""
+NUMBERS = {
+    "width": ("hidden_size",), "layers": ("num_hidden_layers",), "vocabulary": ("vocab_size",),
+    "inner": ("intermediate_size",), "heads": ("num_attention_heads", "n_head", "n_heads"), "head": ("head_dim",),
+    "groups": ("num_key_value_heads",), "small": ("moe_intermediate_size",), "dense": ("first_k_dense_replace",),
+    "experts": ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"),
+    "shared": ("n_shared_experts", "moe_num_shared_experts"), "beside": ("shared_expert_intermediate_size",),
+    "latent": ("kv_lora_rank",), "latent_q": ("q_lora_rank",), "unturned": ("qk_nope_head_dim",),
+    "turned": ("qk_rope_head_dim",), "value": ("v_head_dim",),
+}  # fmt: skip
+"""Keys of config.json that tell the sizes of a decoder; several where architectures differ."""
+LARGEST, MOST_LAYERS = 1 << 24, 512
+UNLIKE = (
+    "phi", "starcoder2", "gpt_neox", "opt", "falcon", "mamba", "mamba2", "falcon_mamba", "rwkv", "lfm2", "nemotron"
+)  # fmt: skip
+"""Types whose blocks are no usual ones: two matrices in the MLP, or no attention."""
+TIED = ("gemma", "cohere")
+NORMED = ("qwen3", "gemma3", "gemma4", "olmo2", "olmo3", "olmoe", "exaone4", "dots1")
+"""Beginnings of types that have norms of queries and keys, of which no config tells."""
+HEADS = ("lm_head", "embed_out", "output_layer")
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One matrix of a block, or the same matrix of all its experts."""
+
+    name: str
+    """Of the module, as in the files."""
+    rows: int
+    """What it gives for a token."""
+    columns: int
+    """What it takes of a token."""
+    active: float = 1.0
+    """Matrices of this kind that work on one token: 1, or the experts that are chosen."""
+    count: int = 1
+
+    @property
+    def last(self) -> bool:
+        return bool(LAST.search(self.name))
+
+    @property
+    def of_expert(self) -> bool:
+        return bool(EXPERT.search(f".{self.name}."))
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Name -> shape of every weight of a model, and what its config says of the rest."""
+
+    tensors: Mapping[str, tuple[int, ...]]
+    config: Mapping[str, Any]
+    """config.json; of a model with several parts, with that of its text part laid over it."""
+
+    @cached_property
+    def stack(self) -> str:
+        """The name of the stack of text blocks; "" where there is none."""
+        stacks: dict[str, int] = {}
+        for name, shape in self.tensors.items():
+            if (match := BLOCK.match(name)) and len(shape) > 1 and not APART.search(match[1]):
+                stacks[match[1]] = stacks.get(match[1], 0) + 1
+        return max(stacks, key=stacks.__getitem__, default="")
+
+    @cached_property
+    def blocks(self) -> list[dict[str, tuple[int, ...]]]:
+        """The weights of each text block: name -> shape."""
+        found: dict[int, dict[str, tuple[int, ...]]] = {}
+        for name, shape in self.tensors.items():
+            if (match := BLOCK.match(name)) and match[1] == self.stack:
+                found.setdefault(int(match[2]), {})[name] = shape
+        return [found[number] for number in sorted(found)]
+
+    @cached_property
+    def linears(self) -> list[list[Linear]]:
+        """The linear layers of each text block."""
+        return [list(self._linears(block)) for block in self.blocks]
+
+    @cached_property
+    def table(self) -> str:
+        """The name of the table of embeddings: the tallest matrix outside the blocks that is no head."""
+        tables = {name: shape for name, shape in self.tensors.items() if len(shape) == 2 and not BLOCK.match(name)}
+        return max(tables, key=lambda name: (tables[name][0], name != self.head), default="")
+
+    @cached_property
+    def embedding(self) -> tuple[int, int]:
+        """(tokens, width) of the table of embeddings."""
+        rows, columns = self.tensors[self.table] if self.table else (0, 0)
+        return rows, columns
+
+    @cached_property
+    def head(self) -> str:
+        """The name of the head's weight; "" where the embeddings serve as the head."""
+        return next((name for name in self.tensors if name.removesuffix(".weight").rpartition(".")[2] in HEADS), "")
+
+    def _linears(self, block: Mapping[str, tuple[int, ...]]) -> list[Linear]:
+        chosen = next((int(self.config[key]) for key in ACTIVE if isinstance(self.config.get(key), int)), 1)
+        width, found = self.embedding[1], []
+        experts: dict[str, list[tuple[int, int]]] = {}
+        for name, shape in block.items():
+            module = name.removesuffix(".weight")
+            if len(shape) == 3 and EXPERT.search(f".{module}."):  # (experts, rows, columns), or columns before rows
+                last = bool(LAST.search(module))
+                rows, columns = shape[1:] if (shape[1] == width) is last else (shape[2], shape[1])
+                found.append(Linear(module, rows, columns, chosen, shape[0]))
+            elif len(shape) == 2 and name.endswith(".weight") and "norm" not in module.rpartition(".")[2]:
+                rows, columns = shape if self.config.get("model_type") != "gpt2" else (shape[1], shape[0])
+                if re.search(r"\.experts\.\d+\.", module):
+                    experts.setdefault(re.sub(r"\.experts\.\d+\.", ".experts.", module), []).append((rows, columns))
+                else:
+                    found.append(Linear(module, rows, columns))
+        found += [Linear(module, *sizes[0], chosen, len(sizes)) for module, sizes in experts.items()]
+        return found
+
+
+def of_config(config: Mapping[str, Any]) -> Shapes | None:
+    """Return the shapes that a decoder of this config has; None where the config does not tell them.
+
+    For models whose files are not here, or hold packed weights: the matrices of a block by the names that most
+    architectures share, with attention through latent vectors and experts where the config speaks of them.
+    """
+    if str(config.get("model_type")) in UNLIKE:
+        return None
+    told = [config.get(key) for keys in NUMBERS.values() for key in keys]
+    if any(value is not None and not (isinstance(value, int) and 0 <= value <= LARGEST) for value in told):
+        return None
+    size = {name: next((config[key] for key in keys if config.get(key)), 0) for name, keys in NUMBERS.items()}
+    width, vocabulary, layers = size["width"], size["vocabulary"], size["layers"]
+    if not all((width, vocabulary, size["inner"], size["heads"])) or not 0 < layers <= MOST_LAYERS:
+        return None
+    tensors: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (vocabulary, width),
+        "model.norm.weight": (width,),
+    }
+    tied = str(config.get("model_type")).startswith(TIED)  # where the config does not say it
+    if not config.get("tie_word_embeddings", tied):
+        tensors["lm_head.weight"] = (vocabulary, width)
+    normed = str(config.get("model_type")).startswith(NORMED)
+    for index in range(layers):
+        parts = (_latent if size["latent"] else _attention)(size) | (
+            _experts if size["experts"] and index >= size["dense"] else _dense
+        )(size)
+        if normed:
+            parts |= dict.fromkeys(("self_attn.q_norm", "self_attn.k_norm"), (size["head"],))
+        tensors |= {f"model.layers.{index}.{name}.weight": shape for name, shape in parts.items()}
+    return Shapes(tensors, config)
+
+
+def _attention(size: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of attention and of the norms of a block, by the names of their modules."""
+    width, heads = size["width"], size["heads"]
+    head = size["head"] or width // heads
+    groups = size["groups"] or heads
+    return {
+        "self_attn.q_proj": (heads * head, width),
+        "self_attn.k_proj": (groups * head, width),
+        "self_attn.v_proj": (groups * head, width),
+        "self_attn.o_proj": (width, heads * head),
+        "input_layernorm": (width,),
+        "post_attention_layernorm": (width,),
+    }
+
+
+def _latent(size: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+    """Return the same of attention through latent vectors (DeepSeek-V2, arXiv 2405.04434)."""
+    width, heads, latent, latent_q = size["width"], size["heads"], size["latent"], size["latent_q"]
+    asked = heads * (size["unturned"] + size["turned"])
+    queries: dict[str, tuple[int, ...]] = {"self_attn.q_proj": (asked, width)}
+    if latent_q:
+        queries = {"self_attn.q_a_proj": (latent_q, width), "self_attn.q_a_layernorm": (latent_q,),
+                   "self_attn.q_b_proj": (asked, latent_q)}  # fmt: skip
+    return queries | {
+        "self_attn.kv_a_proj_with_mqa": (latent + size["turned"], width),
+        "self_attn.kv_a_layernorm": (latent,),
+        "self_attn.kv_b_proj": (heads * (size["unturned"] + size["value"]), latent),
+        "self_attn.o_proj": (width, heads * size["value"]),
+        "input_layernorm": (width,),
+        "post_attention_layernorm": (width,),
+    }
+
+
+def _dense(size: Mapping[str, int], name: str = "mlp", inner: int = 0) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of an MLP with a gate."""
+    width, inner = size["width"], inner or size["inner"]
+    return {
+        f"{name}.gate_proj": (inner, width),
+        f"{name}.up_proj": (inner, width),
+        f"{name}.down_proj": (width, inner),
+    }
+
+
+def _experts(size: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of experts, of the router that chooses among them, and of an MLP that always works."""
+    width, inner, count = size["width"], size["small"] or size["inner"], size["experts"]
+    found: dict[str, tuple[int, ...]] = {
+        "mlp.gate": (count, width),
+        "mlp.experts.gate_up_proj": (count, 2 * inner, width),
+        "mlp.experts.down_proj": (count, width, inner),
+    }
+    if always := size["beside"] or size["shared"] * inner:
+        found |= _dense(size, "mlp.shared_experts", always)
+    return found
+
+
+def taken_for_experts(model_type: str, name: str) -> bool:
+    """Return whether peft would put an adapter for this layer on the experts instead."""
+    return model_type.removesuffix("_text") in OF_EXPERTS and name.rpartition(".")[2] in MLP
+
+
+def order(before: int, count: int) -> list[int]:
+    """Return the stack after `count` new blocks, spread evenly: for each place the number of the old block it copies.
+
+    A new block follows the one it copies.
+    """
+    copied = {(number + 1) * before // count - 1 for number in range(count)}
+    return [index for index in range(before) for _ in range(2 if index in copied else 1)]
+
+
+def fresh(places: Sequence[int]) -> list[int]:
+    """Return the places of an order at which the new blocks stand."""
+    return [place for place, index in enumerate(places) if place and places[place - 1] == index]
+
+
+def grown(shapes: Shapes, count: int) -> Shapes:
+    """Return the shapes of a model after `count` new blocks."""
+    blocks = shapes.blocks
+    tensors = {name: shape for name, shape in shapes.tensors.items() if not name.startswith(f"{shapes.stack}.")}
+    for place, index in enumerate(order(len(blocks), min(count, len(blocks)))):
+        for name, shape in blocks[index].items():
+            own = BLOCK.sub("", name, count=1)
+            tensors[f"{shapes.stack}.{place}.{own}"] = shape
+    return Shapes(tensors, shapes.config)
+
+
+def named(name: str, modules: Sequence[str]) -> bool:
+    """Return whether a weight belongs to one of the modules."""
+    return any(f".{module}." in f".{name}." for module in modules)

@@ -1,0 +1,125 @@
+"""One number for each token of a text, read off the last hidden states: what reward models and critics learn.
+
+Kept as value_head.safetensors beside an adapter or a model; no other format is ever opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+from core.errors import InputError
+from core.models.headers import UNSAFE, header
+
+NAME = "value_head"
+"""Of the part of a model that it is while it learns."""
+FILE = f"{NAME}.safetensors"
+FLOATS = ("F32", "BF16", "F16")
+
+
+class ValueHead(torch.nn.Linear):
+    """Linear(hidden, 1) in fp32, whatever the model computes in: near each other, values would be rounded together."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__(hidden, 1, dtype=torch.float32)
+        # as in Stiennon et al., arXiv 2009.01325: values begin near 0
+        torch.nn.init.normal_(self.weight, std=(hidden + 1) ** -0.5)
+        torch.nn.init.zeros_(self.bias)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Return values_B_T; input: the last hidden states (B, T, D)."""
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.float()).squeeze(-1)
+
+
+def attach(model: PreTrainedModel | PeftModel) -> ValueHead:
+    """Lay a new head beside a model, as a part of it that learns; return it."""
+    head = ValueHead(width(model)).to(model.device)
+    model.add_module(NAME, head)
+    return head
+
+
+def attached(model: PreTrainedModel | PeftModel) -> ValueHead | None:
+    """Return the head that was laid beside a model."""
+    head = dict(model.named_children()).get(NAME)
+    return head if isinstance(head, ValueHead) else None
+
+
+def detach(model: PreTrainedModel | PeftModel) -> ValueHead:
+    """Take the head from a model again; return it."""
+    head = attached(model)
+    assert head is not None
+    delattr(model, NAME)
+    return head
+
+
+def width(model: PreTrainedModel | PeftModel) -> int:
+    """Return the size of the last hidden states of a causal language model."""
+    return _output(model).weight.shape[1]
+
+
+@contextmanager
+def hidden(model: PreTrainedModel | PeftModel, *, last: bool = False) -> Iterator[list[torch.Tensor]]:
+    """Give a list that holds, after a forward within the block, the hidden states (B, T, D) that logits are made of.
+
+    last: logits of the last position alone are made.
+    """
+    found: list[torch.Tensor] = []
+
+    def look(_: Any, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+        found.append(given[0])
+        return (given[0][:, -1:], *given[1:]) if last else None
+
+    hook = _output(model).register_forward_pre_hook(look)
+    try:
+        yield found
+    finally:
+        hook.remove()
+
+
+def values(model: PreTrainedModel | PeftModel, head: ValueHead, **inputs: Any) -> torch.Tensor:
+    """Return values_B_T for what the model is given (input_ids, attention_mask ...); hardly a logit is computed."""
+    with hidden(model, last=True) as found:
+        model(**inputs, use_cache=False)
+    return head(found[0])
+
+
+def save(head: ValueHead, folder: Path) -> None:
+    """Write the head into a folder."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}
+    save_file(tensors, folder / FILE, metadata={"format": "pt"})
+
+
+def load(model: PreTrainedModel | PeftModel, folder: Path, place: str = "model.path") -> ValueHead:
+    """Return the head of a folder on the device of the model.
+
+    Raises InputError at `place` for one that is missing, of another format, shape or dtype, or not finite.
+    """
+    file = folder / FILE
+    if not file.exists():
+        if unsafe := next((f"value_head{end}" for end in UNSAFE if (folder / f"value_head{end}").exists()), ""):
+            raise InputError("value_head.unsafe", place, folder=str(folder), file=unsafe)
+        raise InputError("value_head.missing", place, folder=str(folder))
+    head = ValueHead(width(model))
+    stored = {name: (entry.dtype in FLOATS, entry.shape) for name, entry in header(file, place).items()}
+    wanted = {name: (True, tuple(tensor.shape)) for name, tensor in head.state_dict().items()}
+    if stored != wanted:
+        raise InputError("value_head.unfit", place, folder=str(folder), width=width(model))
+    tensors = load_file(file)
+    if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
+        raise InputError("value_head.not_finite", place, folder=str(folder))
+    head.load_state_dict(tensors)
+    return head.to(model.device)
+
+
+def _output(model: PreTrainedModel | PeftModel) -> Any:
+    """Return the layer that makes logits of the last hidden states."""
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    return base.get_output_embeddings()

@@ -1,0 +1,97 @@
+"""The head of a model in parts: the logits of many tokens and words would be most of what a step holds.
+
+A part's logits are gone once the logarithms of its probabilities are known, and are computed anew on the way back.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+from peft import PeftModel
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel as Parallel
+from torch.utils.checkpoint import checkpoint
+
+from core.data.encode import IGNORED
+from core.models.tables import CHUNK
+
+_plain: weakref.WeakKeyDictionary[torch.nn.Module, bool] = weakref.WeakKeyDictionary()
+
+
+def wanted(model: Any, targets_B_P: torch.Tensor) -> bool:
+    """Return whether the logits of these targets are to be made in parts: they are many, and just what the head gives.
+
+    Some models scale or bound that: of those they are made at once. So they are where processes divide the weights, for
+    one alone could not look.
+    """
+    inner, (base, words) = bare(model), _base(model)
+    head = base.get_output_embeddings()
+    whole = (model is inner or isinstance(model, Parallel)) and not isinstance(inner, FSDPModule)
+    if head is None or not whole or targets_B_P.numel() * words <= CHUNK:
+        return False
+    if head not in _plain:
+        _plain[head] = _is_last(inner, head, targets_B_P)
+    return _plain[head]
+
+
+@contextmanager
+def said(model: Any, targets_B_P: torch.Tensor) -> Iterator[None]:
+    """Let the head give, for logits, the logarithms of the probabilities of the targets: (B, P, 1), in fp32.
+
+    It does so within the forward of the model, where it computes in the precision of the run.
+    """
+    base, words = _base(model)
+    head = base.get_output_embeddings()
+    own, forward = vars(head).get("forward"), head.forward
+    length = max(1, CHUNK // words)
+
+    def logps(hidden_L_D: torch.Tensor, targets_L: torch.Tensor) -> torch.Tensor:
+        return -cross_entropy(forward(hidden_L_D).float(), targets_L, ignore_index=IGNORED, reduction="none")
+
+    def parts(hidden_B_P_D: torch.Tensor) -> torch.Tensor:
+        made = [
+            checkpoint(logps, hidden_L_D, targets_L, use_reentrant=False)
+            for hidden_L_D, targets_L in zip(
+                hidden_B_P_D.flatten(0, 1).split(length), targets_B_P.flatten().split(length), strict=True
+            )
+        ]
+        return torch.cat(made).view(*targets_B_P.shape, 1)
+
+    head.forward = parts
+    try:
+        yield
+    finally:
+        del head.forward
+        if own is not None:
+            head.forward = own
+
+
+def bare(model: Any) -> Any:
+    """Return a model without what is around it where several processes train it."""
+    return extract_model_from_parallel(model)
+
+
+def _base(model: Any) -> tuple[Any, int]:
+    """Return a model without its adapters, and how many words it knows."""
+    inner = bare(model)
+    base: Any = inner.get_base_model() if isinstance(inner, PeftModel) else inner
+    return base, vars(base.config.get_text_config()).get("vocab_size", 0)
+
+
+def _is_last(model: Any, head: torch.nn.Module, targets_B_P: torch.Tensor) -> bool:
+    """Return whether the logits of a model are what its head gives; one learned token is looked at."""
+    given: list[Any] = []
+    hook = head.register_forward_hook(lambda _, __, out: given.append(out))
+    token_1_1 = targets_B_P[targets_B_P != IGNORED][:1][None]
+    try:
+        with torch.no_grad(), torch.random.fork_rng():  # what is drawn by chance here is not missed later
+            logits = model(input_ids=token_1_1, use_cache=False).logits
+    finally:
+        hook.remove()
+    return len(given) == 1 and torch.equal(given[0].float(), logits.float())

@@ -1,0 +1,114 @@
+"""Advice from the curves: what looks wrong in them, told while there is time to act. A pure function of the state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
+from typing import Any
+
+from core.events import RunState
+
+KL, REWARD, LENGTH = "objective/kl", "rewards/mean", "answers/length"
+"""Curves of stages that reward: nats from the reference, the mean reward, tokens of an answer."""
+RISING = 3
+"""Evaluations in a row, each with a higher loss, that mean learning by heart."""
+RECENT, LATEST = 20, 3
+"""Points of a curve that say what is usual, and newest ones that are held against them."""
+SPIKE, SPREADS = 1.5, 6.0
+"""A loss is a spike above so many times the usual one, and so many spreads (median deviations) above it."""
+EXPLOSION = 10.0
+FLAT, FLAT_STEPS, FLAT_SHARE, QUARTER = 0.01, 40, 0.2, 64
+"""A loss is flat if it changed by less than this share after so many points and this share of the run; it is looked at
+in the first and the last quarter, of each so many points at most."""
+FAR, LONGER = 10.0, 2.0
+"""Nats between the policy and its reference, and the growth of answers, from which on a reward is doubted."""
+
+
+@dataclass(frozen=True)
+class Advice:
+    """One thing that looks wrong: the code of its text, the setting that helps, what was seen."""
+
+    code: str
+    place: str
+    params: dict[str, Any]
+
+
+def look(state: RunState) -> list[Advice]:
+    """Return what looks wrong now."""
+    return [found for rule in RULES for found in rule(state)]
+
+
+def values(state: RunState, name: str, part: slice = slice(None)) -> list[float]:
+    """Return the means of some bins of a curve."""
+    return [mean for _, mean, *_ in state.curves[name].bins[part]] if name in state.curves else []
+
+
+def _overfits(state: RunState) -> Iterator[Advice]:
+    for name, curve in state.eval_curves.items():
+        last = curve.bins[-RISING - 1 :]
+        losses = [loss for _, loss, *_ in last]
+        if len(losses) > RISING and all(a < b for a, b in pairwise(losses)):
+            params = {"set": name, "count": RISING, "low": losses[0], "now": losses[-1], "step": int(last[0][0])}
+            yield Advice("coach.overfits", "training.epochs", params)
+
+
+def _spikes(state: RunState) -> Iterator[Advice]:
+    *before, now = values(state, "loss", slice(-RECENT - 1, None)) or [0.0]
+    if len(before) == RECENT:
+        usual = median(before)
+        spread = median(abs(loss - usual) for loss in before)
+        if now > max(SPIKE * usual, usual + SPREADS * spread) and usual > 0:
+            yield Advice("coach.spike", "optimizer", {"usual": usual, "now": now, "step": state.step})
+
+
+def _explodes(state: RunState) -> Iterator[Advice]:
+    norms = values(state, "grad_norm", slice(-RECENT - LATEST, None))
+    before, latest = norms[:-LATEST], norms[-LATEST:]
+    if len(before) == RECENT and min(latest) > EXPLOSION * median(before) > 0:
+        params = {"usual": median(before), "now": latest[-1], "step": state.step}
+        yield Advice("coach.explodes", "training.clip", params)
+
+
+def _flat(state: RunState) -> Iterator[Advice]:
+    count = len(state.curves["loss"].bins)
+    if count < FLAT_STEPS or state.step < FLAT_SHARE * state.total:
+        return
+    part = min(count // 4, QUARTER)
+    first, now = (sum(values(state, "loss", quarter)) / part for quarter in (slice(part), slice(-part, None)))
+    if abs(now - first) < FLAT * abs(first):
+        yield Advice("coach.flat", "optimizer", {"first": first, "now": now, "step": state.step})
+
+
+def _strays(state: RunState) -> Iterator[Advice]:
+    """The policy is far from its reference: what it writes may please the reward alone."""
+    distances = values(state, KL, slice(-LATEST, None))
+    if len(distances) == LATEST and min(distances) > FAR:
+        yield Advice("coach.strays", "stage", {"now": distances[-1], "step": state.step})
+
+
+def _lengthens(state: RunState) -> Iterator[Advice]:
+    """Answers grow or shrink much while the reward rises: it may count their length."""
+    (first, now), (before, after) = (
+        [sum(values(state, name, part)) / LATEST for part in (slice(LATEST), slice(-LATEST, None))]
+        for name in (LENGTH, REWARD)
+    )
+    long = LENGTH in state.curves and len(state.curves[LENGTH].bins) >= 2 * LATEST
+    if long and after > before and first > 0 and now > 0 and not 1 / LONGER <= now / first <= LONGER:
+        yield Advice("coach.lengthens", "stage", {"first": first, "now": now, "step": state.step})
+
+
+def _pushes_down(state: RunState) -> Iterator[Advice]:
+    """The better answers lose likelihood, too, only less than the worse ones."""
+    chosen, margins = (values(state, f"rewards/{name}", slice(-RECENT, None)) for name in ("chosen", "margins"))
+    if min(len(chosen), len(margins)) < RECENT:
+        return
+    latest = chosen[-LATEST:]
+    if max(latest) < 0 and min(margins[-LATEST:]) > 0 and -sum(latest) > sum(margins[-LATEST:]):
+        yield Advice("coach.pushes_down", "stage", {"now": latest[-1], "margin": margins[-1], "step": state.step})
+
+
+RULES: tuple[Callable[[RunState], Iterator[Advice]], ...] = (
+    _overfits, _spikes, _explodes, _flat, _strays, _lengthens, _pushes_down,
+)  # fmt: skip

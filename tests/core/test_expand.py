@@ -1,0 +1,93 @@
+"""New blocks between those of a model: nothing changes at first, they alone learn, a plain model is saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from core import config
+from core.errors import InputError
+from core.models.blocks import blocks, expand
+from core.tuners.expand import Expand
+from tests.core import tiny
+from tests.core.helpers import train, weights
+
+
+def logits(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(**batch).logits
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma3_text", "qwen3_next", "falcon", "olmo2", "gpt_neo"])
+def test_new_blocks_change_nothing_until_they_learn(model_type: str, tmp_path: Path) -> None:
+    model, batch = tiny.tiny_model(model_type), tiny.tiny_batch()
+    for parameter in model.parameters():  # biases and norms, too
+        parameter.data.add_(torch.randn_like(parameter), alpha=0.02)
+    before, kinds = logits(model, batch), model.config.to_dict().get("layer_types")
+    tuned: Any = Expand(blocks=2).attach(model, tmp_path)
+    assert torch.equal(logits(tuned, batch), before)
+    name, stack = blocks(tuned)
+    assert len(stack) == tuned.config.num_hidden_layers == 4
+    if kinds:
+        assert tuned.config.layer_types == [kinds[0], kinds[0], kinds[1], kinds[1]]
+    started = {key: value.detach().clone() for key, value in tuned.named_parameters()}
+    optimizer = torch.optim.SGD([p for p in tuned.parameters() if p.requires_grad], lr=0.5)
+    for _ in range(3):
+        tuned.train()(**batch).loss.backward()
+        optimizer.step()
+    moved = {key for key, value in tuned.named_parameters() if not torch.equal(value, started[key])}
+    assert moved and all(key.startswith((f"{name}.1.", f"{name}.3.")) for key in moved)
+    assert {key.split(".")[len(name.split("."))] for key in moved} == {"1", "3"}
+
+    tuned.save_pretrained(tmp_path / "model")
+    again, info = AutoModelForCausalLM.from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    assert torch.allclose(logits(again, batch), logits(tuned, batch), atol=1e-6)
+    assert not torch.allclose(logits(again, batch), before, atol=1e-4)
+    ids = batch["input_ids"][:1, :4]
+    written = [each.generate(ids, max_new_tokens=5, do_sample=False) for each in (tuned, again)]  # with a cache
+    assert torch.equal(*written)
+
+
+@pytest.mark.parametrize(("count", "copied"), [(1, [3]), (2, [1, 3]), (3, [0, 1, 3]), (4, [0, 1, 2, 3])])
+def test_new_blocks_are_spread_evenly(count: int, copied: list[int]) -> None:
+    shape = tiny.tiny_config("llama")
+    shape.num_hidden_layers = 4
+    model = AutoModelForCausalLM.from_config(shape)
+    old = list(blocks(model)[1])
+    names = expand(model, count)
+    new = [place for place, block in enumerate(blocks(model)[1]) if block not in old]
+    assert [old.index(blocks(model)[1][place - 1]) for place in new] == copied
+    assert {int(name.split(".")[2]) for name in names} == set(new)
+    assert [block.self_attn.layer_idx for block in blocks(model)[1]] == list(range(4 + count))
+
+
+@pytest.mark.parametrize("model_type", ["deepseek_v3", "rwkv", "gemma3n_text", "recurrent_gemma"])
+def test_types_whose_config_could_not_tell_are_refused(model_type: str) -> None:
+    with pytest.raises(InputError) as caught:
+        expand(tiny.tiny_model(model_type), 2)
+    assert (caught.value.code, caught.value.place) == ("expand.unfit", "tuner")
+
+
+def test_more_blocks_than_there_are_are_refused() -> None:
+    with pytest.raises(InputError) as caught:
+        expand(tiny.tiny_model("llama"), 3)
+    assert (caught.value.code, caught.value.place) == ("expand.blocks", "tuner.expand.blocks")
+    for settings in (["model.quantizer.kind=bnb_4bit"], ["model.add_tokens=[new]"]):
+        with pytest.raises(InputError) as caught:
+            config.resolve(config.override(["tuner.kind=expand", *settings]))
+        assert caught.value.place == "tuner"
+
+
+def test_run(make_run: Callable[..., Path], tiny_model: Path) -> None:
+    run = make_run("run", "tuner.kind=expand", "tuner.blocks=1")
+    train(run)
+    saved, base = weights(run / "model"), weights(tiny_model)
+    assert len(AutoModelForCausalLM.from_pretrained(run / "model").model.layers) == 3
+    assert all(torch.equal(saved[name], base[name]) for name in base)
+    assert any(saved[name].any() for name in saved.keys() - base.keys() if "down_proj" in name)

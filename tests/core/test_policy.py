@@ -1,0 +1,189 @@
+"""Learning from one's own answers: PPO and GRPO against closed forms, and that rewards rise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from core.errors import InputError
+from core.rewards import Reward
+from core.training import judging, policy
+from core.training.judging import Answer, by_rule
+from core.training.policy import Experience
+from tests.conftest import copy_of, write_rows
+from tests.core.helpers import of_type, train, weights
+
+MakeRun = Callable[..., Path]
+GIVEN = ["training.batch_size=8", "stage.drawing.max_new_tokens=8", "training.warmup=0", "data.eval_share=0"]
+
+
+@pytest.fixture
+def bold(tiny_model: Path, tmp_path: Path) -> Path:
+    """The tiny model with ten times as large logits: as it is, it could hardly become sure of anything."""
+    folder = copy_of(tiny_model, tmp_path / "bold")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] *= 10
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def parts(*rows: list[float]) -> list[torch.Tensor]:
+    return [torch.tensor(row) for row in rows]
+
+
+def test_advantages_are_sums_of_surprises() -> None:
+    """A[t] is the sum over l of (gamma lambda)^l times the surprise at t + l, row by row."""
+    rewards, values = (
+        torch.tensor([[0.0, 0.5, 1.0], [2.0, 0.0, 0.0]]),
+        torch.tensor([[0.2, -0.1, 0.4], [1.0, 0.0, 0.0]]),
+    )
+    gamma, lam = 0.9, 0.8
+    found = policy.gae(rewards, values, gamma, lam)
+    for row, length in ((0, 3), (1, 1)):
+        after = [*values[row, 1:length].tolist(), 0.0]
+        surprise = [float(rewards[row, t] + gamma * after[t] - values[row, t]) for t in range(length)]
+        for t in range(length):
+            wanted = sum((gamma * lam) ** (u - t) * surprise[u] for u in range(t, length))
+            assert found[row, t].item() == pytest.approx(wanted, abs=1e-6)
+
+
+def test_a_score_is_credited_less_what_it_cost() -> None:
+    seen = Experience([], torch.tensor([1.0, 0.0]), parts([-1.0, -2.0], [-0.5]), parts([-1.5, -2.0], [-0.7]),
+                      torch.zeros(()), parts([0.0, 0.0], [0.0]))  # fmt: skip
+    policy.credit(seen, 0.1, 1.0, 1.0)
+    assert seen.returns is not None and seen.advantages is not None
+    # without discount the return of a token is all that comes after: 1 at the end, less a tenth of the divergence
+    assert [row.tolist() for row in seen.returns] == [pytest.approx([1 - 0.05, 1.0]), pytest.approx([-0.02])]
+    every = torch.cat(seen.advantages)
+    assert every.mean().item() == pytest.approx(0, abs=1e-6) and every.std(correction=0).item() == pytest.approx(
+        1, abs=1e-5
+    )
+    assert seen.distance_B.tolist() == pytest.approx([0.5, 0.2])
+
+
+def test_an_answer_is_compared_with_its_group() -> None:
+    seen = Experience(
+        [], torch.tensor([1.0, 0.0, 3.0, 3.0]), parts([0.0], [0.0, 0.0], [0.0], [0.0]), [], torch.zeros(())
+    )
+    policy.compare(seen, 2, scale=True)
+    assert seen.advantages is not None
+    assert [row.tolist() for row in seen.advantages] == [
+        pytest.approx([1.0], abs=1e-3), pytest.approx([-1.0, -1.0], abs=1e-3), [0.0], [0.0]
+    ]  # fmt: skip
+    policy.compare(seen, 2, scale=False)
+    assert [row.tolist() for row in seen.advantages][:2] == [[0.5], [-0.5, -0.5]]
+
+
+def test_ratios_are_clipped_where_that_costs() -> None:
+    old, new = torch.zeros(4), torch.tensor([0.5, 0.5, -0.5, -0.5])
+    good = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    loss, clipped = policy.clipped(new, old, good, 0.2)
+    up, down = torch.tensor(0.5).exp().item(), torch.tensor(-0.5).exp().item()
+    assert loss.tolist() == pytest.approx([-1.2, up, -down, 0.8]) and clipped.all()
+    assert policy.value_loss(
+        torch.tensor([1.0]), torch.tensor([0.0]), torch.tensor([1.0]), 0.2
+    ).item() == pytest.approx(0.32)
+    assert policy.divergence(torch.tensor([-1.0]), torch.tensor([-2.0])).item() == pytest.approx(
+        torch.tensor(-1.0).exp().item()
+    )
+
+
+def test_the_weight_is_steered_to_the_wanted_distance() -> None:
+    assert policy.steered(0.1, 12.0, 6.0, 100) == pytest.approx(0.1 * 1.002)
+    assert policy.steered(0.1, 5.4, 6.0, 100) == pytest.approx(0.1 * 0.999)
+
+
+@pytest.mark.parametrize(
+    "tuner", [["tuner=full", "optimizer.learning_rate=0.002"], ["tuner.kind=lora"], ["model.quantizer=bnb_4bit"]]
+)
+@pytest.mark.parametrize("stage", ["ppo", "grpo"])
+def test_rewards_rise(make_run: MakeRun, stage: str, tuner: list[str], bold: Path) -> None:
+    """What is wanted: the letter e. The model begins with random words."""
+    more = ["stage.kl_weight=0.01", *(["stage.group=4"] if stage == "grpo" else ["training.batch_size=32"])]
+    judged = ["stage.reward.by=regex", "stage.reward.pattern=e"]
+    folder = make_run(
+        "rise", f"model.path={bold}", f"stage={stage}", *GIVEN, *tuner, *judged, *more, "training.max_steps=20"
+    )
+    train(folder)
+    told = [e["metrics"] for e in of_type(folder, "step")]
+    rewards = [one["rewards/mean"] for one in told]
+    assert rewards[0] < 0.7 and sum(rewards[-5:]) / 5 > 0.8, rewards
+    wanted = {"objective/kl", "objective/entropy", "policy/clipped", "answers/length", "answers/ended"}
+    assert wanted <= told[-1].keys() and told[0]["objective/kl"] == pytest.approx(0, abs=1e-4)
+    assert ("policy/value_loss" in told[-1]) == (stage == "ppo")
+    if tuner != ["tuner.kind=lora"]:
+        return
+    from peft import AutoPeftModelForCausalLM
+
+    model: Any = AutoPeftModelForCausalLM.from_pretrained(folder / "adapter")
+    base = load_file(bold / "model.safetensors")
+    kept = {name: tensor for name, tensor in model.unload().state_dict().items() if name in base}
+    assert kept and all(torch.equal(tensor, base[name]) for name, tensor in kept.items())
+
+
+def test_answers_that_are_all_worth_the_same_end_no_run(make_run: MakeRun) -> None:
+    """Their loss is 0, step after step, until one is found that is better."""
+    folder = make_run("none", "stage=grpo", "stage.group=2", *GIVEN, "training.batch_size=2", "training.max_steps=5")
+    train(folder)
+    told = of_type(folder, "step")
+    assert [e["metrics"]["rewards/mean"] for e in told] == [0.0] * 5 and told[-1]["loss"] == 0
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_a_reward_model_judges(make_run: MakeRun, workspace: Path, kind: str, bold: Path) -> None:
+    """It was taught to like “red”; as an adapter it shares the base, and is no part of what is saved."""
+    data = workspace / "liked"
+    data.mkdir()
+    rows = [{"prompt": f"order {i} for Anna", "chosen": "red " * (1 + i % 4), "rejected": f"{word} " * (1 + i % 3)}
+            for i in range(12) for word in ("blue", "pen")]  # fmt: skip
+    write_rows(data / "pairs.jsonl", rows)
+    base = f"model.path={bold}"
+    pairs = [f"data.folder={data}", "data.train=[pairs.jsonl]", "training.max_steps=20"]
+    train(make_run("judge", "stage=rm", base, *pairs, f"tuner.kind={kind}", "optimizer.learning_rate=0.003"))
+    judged = ["stage.reward.by=model", "stage.reward.judge=judge", "stage.normalize=true", "training.max_steps=16"]
+    train(learner := make_run("learner", "stage=ppo", base, *GIVEN, *judged))
+    told = [e["metrics"]["rewards/mean"] for e in of_type(learner, "step")]
+    assert sum(told[-4:]) > sum(told[:4]), told
+    names = weights(learner / "adapter")
+    assert names and not any("reward" in name for name in names) and not list((learner / "adapter").glob("reward"))
+
+
+@pytest.mark.parametrize(("given", "code", "place"), [
+    (["stage.reward.by=regex"], "reward.missing", "stage.ppo.reward.pattern"),
+    (["stage.reward.by=regex", "stage.reward.pattern=("], "reward.pattern", "stage.ppo.reward.pattern"),
+    (["stage.reward.by=model"], "reward.missing", "stage.ppo.reward.judge"),
+    (["training.accumulation=2"], "stage.draws", "training.accumulation"),
+    (["data.eval=orders", "data.train=[chats]"], "stage.draws", "data.eval"),
+    (["data.packing=always"], "stage.draws", "data.packing"),
+])  # fmt: skip
+def test_settings_that_do_not_go_together(make_run: MakeRun, given: list[str], code: str, place: str) -> None:
+    with pytest.raises(InputError) as caught:
+        make_run("wrong", "stage=ppo", *given)
+    assert (caught.value.problems[0].code, caught.value.problems[0].place) == (code, place)
+
+
+def test_what_cannot_judge_is_refused(make_run: MakeRun) -> None:
+    train(make_run("plain", "training.max_steps=1"))
+    for judge, code in (("plain", "value_head.missing"), ("none", "path.missing")):
+        with pytest.raises(InputError) as caught:
+            train(make_run(code, "stage=ppo", "stage.reward.by=model", f"stage.reward.judge={judge}"))
+        assert (caught.value.code, caught.value.place) == (code, "stage.ppo.reward.judge")
+
+
+def test_rules_and_a_pattern_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    def worth(text: str, **given: Any) -> float:
+        return by_rule(Reward(**given))(Answer(text, " yes\n", len(text)))
+
+    assert [worth(text, by="exact") for text in ("yes", "Yes")] == [1.0, 0.0]
+    assert [worth(text, by="json") for text in ('{"a": 1}', "{", "[" * 10**5)] == [1.0, 0.0, 0.0]
+    assert [worth(text, by="length", length=4) for text in ("abcd", "ab", "", "a" * 9)] == [1.0, 0.5, 0.0, 0.0]
+    assert [worth(text, by="regex", pattern="b+$") for text in ("abb", "aba")] == [1.0, 0.0]
+    monkeypatch.setattr(judging, "SECONDS", 1e-4)
+    with pytest.raises(InputError) as caught:
+        worth("a" * 24 + "b" * 2000, by="regex", pattern="(.*a){25}")
+    assert caught.value.code == "reward.slow"
