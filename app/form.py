@@ -14,6 +14,7 @@ from uuid import uuid4
 
 import gradio as gr
 from gradio.components import Component
+from gradio.events import Dependency
 
 from app.code_note import note
 from app.fields import brief, make, said, texts
@@ -33,8 +34,9 @@ class Follower(Protocol):
 
     outputs: list[Component]
 
-    def updates(self, form: Values, language: str, values: Sequence[Any], *, retell: bool) -> list[Any]:
-        """Return one update for each of `outputs`; retell: the values are as they were, in another language."""
+    def updates(self, form: Values, language: str, values: Sequence[Any], *, fill: bool, retell: bool) -> list[Any]:
+        """Return one update for each of `outputs`; fill: the form is filled with the values; retell: they are as they
+        were, in another language."""
         ...
 
 
@@ -80,12 +82,13 @@ class Form(Values):
             reset = gr.Button(size="sm", visible=resettable["visible"], elem_id=f"tb-{self.kind}-reset")
             self.reset = page.say(reset, value="ui.form.reset")
         self.wrong = gr.State([])
+        self.filling = gr.Textbox(visible=False)
+        """Another text each time the fields are filled or a kind is chosen."""
         self.filled = gr.Textbox(visible=False)
-        """Another text each time the fields are filled or a kind is chosen: they are told of once more then, for an
-        answer about earlier values may have come after."""
+        """The same, once all is in its field: they are told of once more then, for an earlier answer may come late."""
         self.inputs = [self.fields[s.path] for s in self.settings]
         self.outputs = [*self.inputs, *self.groups.values(), *self.cards.values(), self.changed, self.reset, self.note]
-        self.outputs += [*self.code, self.wrong, self.filled, *(output for one in followers for output in one.outputs)]
+        self.outputs += [*self.code, self.wrong, self.filling, *(output for one in followers for output in one.outputs)]
         self._listen()
 
     # layout
@@ -135,19 +138,24 @@ class Form(Values):
         touched.append(self.filled.change)
         gr.on(touched, self._touched, state, self.outputs, trigger_mode="always_last", **QUIET)
         chosen = [field.input for field in kinds]  # type: ignore[attr-defined]
-        gr.on(chosen, self._chosen, state, self.outputs, trigger_mode="always_last", **QUIET)
+        self.settle(gr.on(chosen, self._chosen, state, self.outputs, trigger_mode="always_last", **QUIET))
         self.page.language.change(self._translated, state, self.outputs, **QUIET)
-        self.reset.click(self._reset, self.page.language, self.outputs, **QUIET)
+        self.settle(self.reset.click(self._reset, self.page.language, self.outputs, **QUIET))
         for one in self.followers:
-            gr.on(None, partial(one.updates, self, "en", list(self.first.values()), retell=False), [], one.outputs,
-                  **QUIET)  # fmt: skip
-        self.changed.input(self._kept, [self.page.language, self.changed, *self.inputs], self.outputs, **QUIET)
+            gr.on(None, partial(one.updates, self, "en", list(self.first.values()), fill=False, retell=False), [],
+                  one.outputs, **QUIET)  # fmt: skip
+        kept = [self.page.language, self.changed, *self.inputs]
+        self.settle(self.changed.input(self._kept, kept, self.outputs, **QUIET))
         for setting in self.settings:
             if setting.pick:
                 folder = self.fields.get(f"{setting.path.rpartition('.')[0]}.folder") if setting.pick == "set" else None
                 field = self.fields[setting.path]
                 sources = [field, *([folder] if folder else [])]
                 field.focus(self._offer(setting), sources, field, **QUIET)  # type: ignore[attr-defined]
+
+    def settle(self, event: Dependency) -> None:
+        """Tell once more of what an event has filled in; not before, for gradio fills the fields one after another."""
+        event.then(None, self.filling, self.filled, js="filling => filling", **QUIET)
 
     # updates
 
@@ -190,8 +198,11 @@ class Form(Values):
             *self._foreign(language, given),
             [path for path in placed if path],
             uuid4().hex if fill or chosen else gr.skip(),
-            *(update for one in self.followers for update in one.updates(self, language, values, retell=retell)),
+            *self._followed(language, values, fill=fill, retell=retell),
         ]
+
+    def _followed(self, language: str, values: Sequence[Any], **how: bool) -> list[Any]:
+        return [update for one in self.followers for update in one.updates(self, language, values, **how)]
 
     def _heads(self, language: str, given: dict[str, Any], placed: dict[str, Problem], unfold: bool) -> list[Any]:
         first = next((s.path for s in self.settings if s.path in placed), "").partition(".")[0]

@@ -104,7 +104,7 @@ def follow_base(page: Page, form: Form, field: str) -> None:
         return form.updates(language, list((given | model).values()), before=before, fill=bool(model))
 
     picked: Any = form.fields[field]  # gradio makes its events at run time
-    picked.input(choose, state, form.outputs, **QUIET)
+    form.settle(picked.input(choose, state, form.outputs, **QUIET))
 
 
 def _base(form: Form, reference: str, workspace: Path) -> dict[str, Any]:

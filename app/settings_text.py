@@ -31,7 +31,12 @@ class SettingsText:
         self.command = gr.Textbox(interactive=False, max_lines=4, elem_id=f"tb-{kind}-command", **look)
         page.say(self.yaml, label="ui.train.yaml", info="ui.train.yaml_help")
         page.say(self.command, label="ui.train.command")
-        self.outputs: list[Component] = [self.yaml, self.command]
+        self.told = gr.Textbox(visible=False)
+        """The settings as the board tells them."""
+        self.shown = gr.Textbox(visible=False)
+        """What of that was put into `yaml` last: where the two differ, somebody has written there."""
+        # `told` after the two that are read when it changes
+        self.outputs: list[Component] = [self.yaml, self.shown, self.told, self.command]
 
     def lay_out(self, page: Page, form: Form) -> None:
         """Put it here."""
@@ -41,11 +46,19 @@ class SettingsText:
             load = page.say(gr.Button(size="sm", elem_id=f"tb-{self.kind}-load"), value="ui.train.load")
             self.command.render()
         fill = partial(self._load, form)
-        load.click(fill, [self.yaml, page.language, form.wrong, *form.inputs], form.outputs, **QUIET)
+        state = [page.language, form.wrong, *form.inputs]
+        form.settle(load.click(fill, [self.yaml, *state], form.outputs, **QUIET))
+        # In the page, at once: an answer on its way while somebody writes must not take the place of what is written.
+        follow = '(told, written, shown) => (written || "") === (shown || "") ? [told, told] : [written, shown]'
+        self.told.change(None, [self.told, self.yaml, self.shown], [self.yaml, self.shown], js=follow, **QUIET)
 
-    def updates(self, form: Values, language: str, values: Sequence[Any], *, retell: bool) -> list[Any]:
-        """Return one update for each of `outputs`; in another language what somebody is typing stays."""
-        return [gr.skip()] * 2 if retell else [gr.update(value=text) for text in self._tell(form, values)]
+    def updates(self, form: Values, language: str, values: Sequence[Any], *, fill: bool, retell: bool) -> list[Any]:
+        """Return one update for each of `outputs`; only what fills the form writes over what somebody has written."""
+        if retell:
+            return [gr.skip()] * 4
+        told, command = self._tell(form, values)
+        anew = [gr.update(value=text) for text in (told, told, told, command)]
+        return anew if fill else [gr.skip(), gr.skip(), *anew[2:]]
 
     def _tell(self, form: Values, values: Sequence[Any]) -> list[str]:
         """Return the settings as YAML, whole, and as a command, only what differs from the defaults."""
@@ -73,6 +86,4 @@ class SettingsText:
             problems: Sequence[Problem] = [Problem("config.not_mapping", "", {"where": "YAML"})]
         except InputError as error:
             problems = error.problems
-        updates = form.updates(language, values, problems=problems, before=before, unfold=True)
-        updates[form.outputs.index(self.yaml)] = gr.skip()
-        return updates
+        return form.updates(language, values, problems=problems, before=before, unfold=True)

@@ -53,9 +53,9 @@ class Verdict:
         self.offered.render()
         for number, button in enumerate(self.buttons):
             mend = partial(self._mend, form, number)
-            button.click(mend, [page.language, self.offered, *form.inputs], form.outputs, **QUIET)
+            form.settle(button.click(mend, [page.language, self.offered, *form.inputs], form.outputs, **QUIET))
 
-    def updates(self, form: Values, language: str, values: Sequence[Any], *, retell: bool) -> list[Any]:
+    def updates(self, form: Values, language: str, values: Sequence[Any], **_: bool) -> list[Any]:
         """Return one update for each of `outputs`; nothing is told of settings that are wrong or of no known model."""
         told, brief, offers = self._tell(form, language, values)
         buttons = [gr.update(value=label, visible=True) for label in offers]

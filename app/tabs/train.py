@@ -70,9 +70,10 @@ def build(page: Page, tab: gr.Tab) -> None:
     sweeper.add.click(
         sweep, [*state, *sweeper.inputs, *form.inputs], [sweeper.told, *outputs], trigger_mode="once", **TELLING
     )
-    picker.input(handlers.fill, [picker, page.language, *form.inputs], form.outputs, **QUIET)
-    page.clone.change(handlers.clone, [page.clone, page.language], [page.tabs, *form.outputs], **QUIET)
-    page.data.change(handlers.take, [page.data, page.language, *form.inputs], [page.tabs, *form.outputs], **QUIET)
+    form.settle(picker.input(handlers.fill, [picker, page.language, *form.inputs], form.outputs, **QUIET))
+    shown = [page.tabs, *form.outputs]
+    form.settle(page.clone.change(handlers.clone, [page.clone, page.language], shown, **QUIET))
+    form.settle(page.data.change(handlers.take, [page.data, page.language, *form.inputs], shown, **QUIET))
     page.language.change(handlers.name_recipes, page.language, picker, **QUIET)
 
 

@@ -148,11 +148,14 @@ def test_yaml_there_and_back(tmp_path):
         form = Form(page, config.Run, followers=[text])
         text.lay_out(page, form)
     values = edited(form, tuner="freeze", tuner__freeze__layers=3, training__seed=7, name="a b")
-    yaml, command = (update["value"] for update in text.updates(form, "en", values, retell=False))
+    written, shown, told, command = text.updates(form, "en", values, fill=True, retell=False)
+    yaml, command = told["value"], command["value"]
+    assert written == told == shown
     assert config.load(yaml, "x") == form.job(values)
     assert command == "tuneboard train 'name=a b' tuner.kind=freeze tuner.layers=3 training.seed=7"
-    assert form.updates("en", values)[form.outputs.index(text.yaml)]["value"] == yaml
-    assert "value" not in form.updates("ru", values, retell=True)[form.outputs.index(text.yaml)]
+    assert form.updates("en", values)[form.outputs.index(text.told)]["value"] == yaml
+    assert "value" not in form.updates("en", values)[form.outputs.index(text.yaml)]
+    assert "value" not in form.updates("ru", values, retell=True)[form.outputs.index(text.told)]
     updates = text._load(form, yaml, "en", [], *form.defaults())
     back = [update["value"] for update in updates[: len(form.inputs)]]
     assert form.job(back) == form.job(values)
@@ -204,6 +207,6 @@ def test_the_verdict_says_what_is_wrong_with_a_model(tiny_model, tmp_path):
         ("wobble", "wobble"),
         ("file", "config.json"),
     ):
-        told = verdict.updates(form, "en", edited(form, model__path=name), retell=False)[0]["value"]
+        told = verdict.updates(form, "en", edited(form, model__path=name))[0]["value"]
         assert words in told, name
         assert ("It fits" in told) == (name == "good")

@@ -6,7 +6,7 @@ import re
 
 import pytest
 from driver import Board, visitor
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Locator, Page, expect
 from test_journey import until
 
 from app.i18n import tr
@@ -33,6 +33,17 @@ RUNS = {
 """Stage -> its settings, its set, and the curves that are seen."""
 
 
+LATE = """() => {
+    const real = window.fetch
+    window.fetch = async (...asked) => {
+        const answer = await real(...asked)
+        await new Promise(done => setTimeout(done, 2000))
+        return answer
+    }
+}"""
+"""From now on each answer is late."""
+
+
 @pytest.fixture(scope="module")
 def page(browser: Browser, board: Board) -> Page:
     write_rows(board.workspace / "data" / "pairs.jsonl", PAIRS)
@@ -51,6 +62,33 @@ def test_every_stage_is_a_recipe_away(page: Page) -> None:
         kind = recipe.layer["stage"]["kind"]
         expect(page.locator("#tb-train-yaml textarea")).to_have_value(re.compile(rf"stage:\s+kind: {kind}\b"))
         expect(page.locator("#tb-form .tb-error")).to_have_count(0)
+
+
+def write(field: Locator, value: str) -> None:
+    field.fill(value)
+    field.press("Tab")  # what is filled in at once is told when the field is left
+
+
+def test_what_is_written_outlives_a_late_answer(browser: Browser, board: Board) -> None:
+    page = visitor(browser, board)
+    page.locator("#tb-train-text button").first.click()
+    text = page.locator("#tb-train-yaml textarea")
+    expect(text).to_have_value(re.compile("name: demo-lora"))
+    name = page.locator("#f-train-name input")
+    write(name, "earlier")
+    expect(text).to_have_value(re.compile("name: earlier"))
+    page.evaluate(LATE)
+    with page.expect_request(lambda request: "later" in (request.post_data or "")):
+        write(name, "later")
+    text.fill("name: written")
+    expect(page.locator("#tb-train-command textarea")).to_have_value(re.compile("name=later"))
+    expect(text).to_have_value("name: written")
+    page.locator("#tb-train-load").click()
+    expect(name).to_have_value("written")
+    expect(text).to_have_value(re.compile(r"kind: train\s+name: written"))
+    write(name, "again")
+    expect(text).to_have_value(re.compile("name: again"))
+    assert page.faults == []  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("stage", RUNS)
