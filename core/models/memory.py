@@ -32,10 +32,12 @@ DROPOUTS = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob", "
 KEPT_MORE = {"gelu_new": 3, "gelu_fast": 6, "gelu_10": 1, "quick_gelu": 1, "relu": -1}
 """How many more numbers an activation keeps than its input: some are put together from many steps."""
 EXPERTS = re.compile(r"\.experts\.\d+\.")
-HEAP = {"own": 0.2, "adapter": 0.65, "packed": 1.3}
+HEAP = {"own": 0.3, "adapter": 0.65, "packed": 1.3}
 """Of what the layers of a step give, the share that glibc holds on a CPU though it is free: aligned blocks seldom fit
 where one of their size was. Measured with glibc 2.36 (bench/memory.py): what learns is the model's own weights,
 adapters, or adapters above packed weights."""
+SCORES_BACK = 3
+"""Gradients of written-out scores at once on the way back: of what is dropped, of probabilities, of scores."""
 QK_NORM = re.compile(r"\.[qk](_layer)?_?norm\.")
 OF_MODULE = re.compile(r"\.(weight|bias|magnitude|token_adapter|lora_\w+|oft_\w+)$")
 
@@ -211,9 +213,8 @@ def _activations(
     learning = {EXPERTS.sub(".experts.", name) for name in learns}
     modules = {name.rpartition(".")[0] for name in learning} | learning
     count = _Count(run, shapes, modules, device, half)
-    reached = [any(name in modules or name.rpartition(".")[0] in modules for name in block) for block in shapes.blocks]
-    reached = [own or any(linear.name in modules for linear in linears)
-               for own, linears in zip(reached, shapes.linears, strict=True)]  # fmt: skip
+    reached = [any({name, name.rpartition(".")[0]} & modules for name in [*block, *(linear.name for linear in linears)])
+               for block, linears in zip(shapes.blocks, shapes.linears, strict=True)]  # fmt: skip
     begins = (
         0 if shapes.table.removesuffix(".weight") in modules else reached.index(True) if any(reached) else len(reached)
     )
@@ -226,7 +227,7 @@ def _activations(
         for_token, for_all = run.tuner.beside(end)
         ends += count.width * (for_token * tokens + for_all)
     whole = int(sum(blocks) + ends)
-    one = max(blocks, default=0) + ends
+    one = max(blocks, default=0) + ends + SCORES_BACK * count.matrix * tokens
     given = int(whole - len(blocks) * count.scores * tokens)
     if run.training.offload_activations and device != "cpu":  # they wait elsewhere, but for what is computed just now
         return int(one), given
@@ -254,7 +255,8 @@ class _Count:
         elif drops and device == "cpu":  # which has no kernel for it: the same in fp32
             score, beside = 12, 4 * self.model_width
         self.scores = heads * run.data.cutoff * score + beside
-        """Bytes for a token."""
+        """Bytes for a token; and of one gradient of them."""
+        self.matrix = heads * run.data.cutoff * (4 if beside else self.width) * bool(score)
 
     def block(self, block: Mapping[str, tuple[int, ...]], linears: Sequence[Linear], tokens: int) -> float:
         """Return the bytes that a block keeps for so many tokens."""
