@@ -31,7 +31,8 @@ def panel(page: Page, language: str, chosen: str) -> str:
         with page.watch.view(folder) as view:
             rows.append(sweep.row(view))
             drawn = view.state.curves
-            curves[folder.name] = list(thin(drawn["smooth"], POINTS)), list(thin(drawn["eval"], POINTS))
+            held_out = next(iter(view.state.eval_curves.values()), drawn["eval"])
+            curves[folder.name] = list(thin(drawn["smooth"], POINTS)), list(thin(held_out, POINTS))
     ranked = sweep.ranked(rows)
     title = escape(tr(language, "ui.sweep.name", name=name))
     told = escape(tr(language, "ui.sweep.count", n=len(rows)))

@@ -31,7 +31,7 @@ class Reward(Spec):
     A regular expression; an answer in which it is found is worth 1, others 0."""
     length: int = knob(0, ge=0, le=32_768)
     """Wanted length
-    In tokens. An answer of this length is worth 1; one twice as long, or empty, 0."""
+    In tokens, with the end token. An answer of this length is worth 1; one twice as long 0."""
     judge: str = knob("", max_length=1024, pick="tuned")
     """Reward model
     The run of stage “reward model” that judges, or its folder. An adapter shares the base with what learns."""

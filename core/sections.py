@@ -176,9 +176,9 @@ class Training(Spec):
     accumulation: int = knob(1, ge=1, le=4096)
     """Gradient accumulation
     Batches summed before a step: the effective batch grows without more memory. Typical: 1 to 16."""
-    schedule: Literal["cosine", "linear", "constant", "constant_with_warmup", "polynomial"] = knob("cosine")
+    schedule: Literal["cosine", "linear", "constant", "polynomial"] = knob("cosine")
     """Schedule
-    How the learning rate falls. Cosine is a good habit; constant is easier to extend."""
+    How the learning rate falls after the warm-up. Cosine is a good habit; constant is easier to extend."""
     warmup: float = knob(0.05, ge=0, le=1)
     """Warm-up
     Share of the steps in which the learning rate rises from zero. Raise it when the first losses jump.

@@ -115,7 +115,8 @@ def row(view: View) -> Row:
     """Return the line of a run in the table of its sweep."""
     mark, curves = read_json(view.folder / FILE), view.state.curves
     loss = curves["smooth"].bins[-1][1] if curves["smooth"].bins else None
-    best = min((lowest for _, _, lowest, _ in curves["eval"].bins), default=None)
+    held_out = next(iter(view.state.eval_curves.values()), curves["eval"])  # the first set, as for the best model
+    best = min((lowest for _, _, lowest, _ in held_out.bins), default=None)
     return Row(view.name, mark.get("number", 0), mark.get("values", {}), view.status, view.state.step, loss, best)
 
 

@@ -52,7 +52,7 @@ def trained(run: Run, metrics: dict[str, Any], *, whole: bool, sees: bool) -> st
     facts = {
         "Base": run.model.path,
         **_lesson(run),
-        "Held out": ", ".join(run.data.eval) or f"{run.data.eval_share:g} of the rows",
+        "Held out": ", ".join(run.data.eval) or ("" if run.stage.draws else f"{run.data.eval_share:g} of the rows"),
         "Optimizer": f"{run.optimizer.kind}, learning rate {run.optimizer.model_dump().get('learning_rate')}",
         "Steps": f"{steps}, each of {run.training.batch_size} x {run.training.accumulation}; "
         f"{metrics['epoch']:.3g} epochs, {metrics['tokens']:,} tokens",

@@ -248,8 +248,9 @@ class _Count:
         named = next((shapes.config[key] for key in ACTIVATIONS if key in shapes.config), "")
         self.more = KEPT_MORE.get(str(named), 0)
         heads = next((shapes.config[key] for key in NUMBERS["heads"] if isinstance(shapes.config.get(key), int)), 0)
-        self.dropped = 2 * self.width * any(shapes.config.get(key) for key in DROPPED) * self.model_width
-        drops, score, beside = any(shapes.config.get(key) for key in DROPOUTS), 0, 0
+        by_chance = {} if run.stage.compares else shapes.config  # which stages that compare leave out
+        self.dropped = 2 * self.width * any(by_chance.get(key) for key in DROPPED) * self.model_width
+        drops, score, beside = any(by_chance.get(key) for key in DROPOUTS), 0, 0
         if run.model.attention == "eager":  # the softmax in fp32, and in 16 bits; what is dropped of it, and the rest
             score = 4 + 2 * self.width if drops else 4 + 2 * half
         elif drops and device == "cpu":  # which has no kernel for it: the same in fp32
@@ -280,9 +281,8 @@ class _Count:
         """Return how often what a last layer takes is kept by what made it: attention, an activation, a gate."""
         if "attn" in last.name or "attention" in last.name:
             return 1
-        beside = [
-            one for one in linears if not one.last and one.name.rpartition(".")[0] == last.name.rpartition(".")[0]
-        ]
+        part = last.name.rpartition(".")[0]
+        beside = [one for one in linears if not one.last and one.name.rpartition(".")[0] == part]
         return self.more + (sum(one.rows for one in beside) >= 2 * last.columns)
 
     def _norms(self, block: Mapping[str, tuple[int, ...]], linears: Sequence[Linear]) -> float:

@@ -35,6 +35,11 @@ class Stage(Spec):
         """Whether an example is two rows, which neither packs nor streams know how to keep together."""
         return self.wanted[0] in ("ranking", "feedback")
 
+    @property
+    def compares(self) -> bool:
+        """Whether it compares what the model says with what it says elsewhere, or said before."""
+        return self.paired or self.draws
+
     def together(self, batch: int) -> int:
         """Return how many rows are computed together, and kept until their gradient is known, of such a batch."""
         return 2 * batch if self.wanted == ("ranking",) else batch

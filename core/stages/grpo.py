@@ -67,7 +67,7 @@ class Grpo(Stage):
         from core.training.judging import judging
 
         def prepare(model: Any, tokenizer: Any) -> tuple[Any, Policy]:
-            model, judge = judging(run, context, model, self.reward)
+            model, judge = judging(run, context, model, tokenizer, self.reward)
             return model, Policy(
                 tokenizer, judge, run.tuner.keeps_base(), self.drawing.temperature, self.drawing.max_new_tokens,
                 self.epochs, self.together(run.training.batch_size), self.clip, self.kl_weight,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import model_validator
 
 from core.rewards import Drawing, Reward, check
-from core.schema import knob
+from core.schema import crossed, knob
 from core.stages import Stage
 
 if TYPE_CHECKING:
@@ -65,6 +65,8 @@ class Ppo(Stage):
     @model_validator(mode="after")
     def _reward_is_whole(self) -> Ppo:
         check(self.reward, "ppo")
+        if self.kl_target and not self.kl_weight:
+            raise crossed("policy.no_weight", "stage.ppo.kl_weight")
         return self
 
     def together(self, batch: int) -> int:
@@ -79,7 +81,7 @@ class Ppo(Stage):
         from core.training.judging import judging
 
         def prepare(model: Any, tokenizer: Any) -> tuple[Any, Policy]:
-            model, judge = judging(run, context, model, self.reward)
+            model, judge = judging(run, context, model, tokenizer, self.reward)
             return model, Policy(
                 tokenizer, judge, run.tuner.keeps_base(), self.drawing.temperature, self.drawing.max_new_tokens,
                 self.epochs, self.together(run.training.batch_size), self.clip, self.kl_weight,

@@ -50,7 +50,7 @@ def arguments(
         per_device_train_batch_size=training.batch_size,
         per_device_eval_batch_size=training.batch_size,
         gradient_accumulation_steps=training.accumulation,
-        lr_scheduler_type=training.schedule,
+        lr_scheduler_type=_schedule(run),
         warmup_steps=math.ceil(total * training.warmup),
         max_grad_norm=training.clip,
         train_sampling_strategy="group_by_length" if training.group_by_length else "random",
@@ -78,6 +78,12 @@ def arguments(
     # one process drives one device: with several GPUs in sight Trainer would wrap the model in DataParallel
     made._n_gpu = min(made.n_gpu, 1)
     return made
+
+
+def _schedule(run: Run) -> str:
+    """Return the schedule by the name that transformers has for it; what wants it constant warms up by itself."""
+    warms = run.training.schedule == "constant" and "constant" not in run.optimizer.wants
+    return "constant_with_warmup" if warms else run.training.schedule
 
 
 def _on_cpus(run: Run, device: torch.device) -> bool:

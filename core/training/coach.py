@@ -83,7 +83,7 @@ def _flat(state: RunState) -> Iterator[Advice]:
 
 def _strays(state: RunState) -> Iterator[Advice]:
     """The policy is far from its reference: what it writes may please the reward alone."""
-    distances = values(state, KL, slice(-LATEST, None))
+    distances = values(state, KL, slice(-LATEST, None)) if REWARD in state.curves else []
     if len(distances) == LATEST and min(distances) > FAR:
         yield Advice("coach.strays", "stage", {"now": distances[-1], "step": state.step})
 

@@ -20,6 +20,7 @@ from core.training import engines, results
 from core.training.fit import fit
 from core.training.objective import Objective
 from core.training.phases import Phases
+from core.training.preference import undropped
 from core.workspace import Context
 
 Prepare = Callable[[Any, PreTrainedTokenizerBase], tuple[Any, Objective]]
@@ -45,6 +46,8 @@ def train(
         run.model, context.workspace, run.hardware, training=True, longest=run.data.cutoff,
         aside=run.launcher.divides[1],
     )  # fmt: skip
+    if run.stage.compares:
+        undropped(model)
     tokens = vocabulary.fit(model, tokenizer, run.model)
     phases.check_context(model.config, lessons)
     set_seed(run.training.seed)

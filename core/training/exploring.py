@@ -19,8 +19,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from core.data.encode import IGNORED
 from core.data.pack import Flat, Padder
+from core.errors import InputError
 from core.models import value_head
 from core.models.answering import draw, sampling
+from core.models.rope import context
 from core.sections import Generation
 from core.training import policy
 from core.training.judging import Answer, Judge, told
@@ -59,6 +61,11 @@ class Policy:
     paired = False
     asks = False
     reference: Any = field(default=None, repr=False)
+
+    @property
+    def refers(self) -> bool:
+        """Whether there is a reference: always where it needs no copy, else where it is wanted."""
+        return self.keeps_base or bool(self.kl_weight)
 
     def __call__(self, model: Any, batch: Batch, count: torch.Tensor | None) -> tuple[torch.Tensor, Metrics]:
         raise NotImplementedError("a policy learns from what it draws: Exploring")
@@ -120,7 +127,10 @@ class Exploring(Ordered):
     def _draw(self, model: Any, prompts: Sequence[list[int]]) -> list[list[int]]:
         """Return an answer to each prompt, its end token included where it came to one."""
         own = self.objective
-        wish = Generation(max_new_tokens=own.max_new_tokens, temperature=own.temperature)
+        longest = context(model.config) - max(map(len, prompts))
+        if longest < 1:
+            raise InputError("data.no_room", "data.cutoff", context=context(model.config))
+        wish = Generation(max_new_tokens=min(own.max_new_tokens, longest), temperature=own.temperature)
         settings = sampling(wish, model, own.tokenizer)
         before = model.config._attn_implementation
         if before == "varlen":  # it knows no cache
@@ -149,7 +159,8 @@ class Exploring(Ordered):
             found = look(model, batch, hidden=bool(own.value_weight))
             logps = self._logps(found)
             seen.logps += logps
-            seen.reference += self._logps(self._refer(model, batch)) if own.kl_weight else logps
+            if own.refers:
+                seen.reference += self._logps(self._refer(model, batch))
             entropies.append(policy.entropy(found.logits_K_V, own.temperature) * found.rows)
             if seen.values is not None:
                 seen.values += policy.by_row(self._values(model, found), found.row_K, found.rows)
@@ -205,13 +216,14 @@ class Exploring(Ordered):
     def _tell(self, seen: Experience, scores_B: torch.Tensor, answers: Sequence[list[int]]) -> None:
         """Note the curves, and steer the weight of the divergence where that is wanted."""
         own = self.objective
-        distance = seen.distance_B.mean()
         lengths = torch.tensor([float(len(answer)) for answer in answers])
         self.metrics[True].append({
-            "rewards/mean": scores_B.mean(), "rewards/std": scores_B.std(correction=0), "objective/kl": distance,
+            "rewards/mean": scores_B.mean(), "rewards/std": scores_B.std(correction=0),
             "objective/entropy": seen.entropy, "answers/length": lengths.mean(),
             "answers/ended": (lengths < own.max_new_tokens).float().mean(),
         })  # fmt: skip
+        if own.refers:
+            self.metrics[True][-1]["objective/kl"] = distance = seen.distance_B.mean()
         if own.kl_target:
             self.metrics[True][-1]["objective/kl_weight"] = torch.tensor(own.kl_weight)
             own.kl_weight = policy.steered(own.kl_weight, float(distance), own.kl_target, len(answers))

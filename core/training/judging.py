@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import regex
@@ -57,10 +58,14 @@ def _found(pattern: str, text: str) -> float:
 
 def _is_json(text: str) -> float:
     try:
-        json.loads(text)
+        json.loads(text, parse_constant=_no_json)
     except (ValueError, RecursionError):
         return 0.0
     return 1.0
+
+
+def _no_json(name: str) -> None:
+    raise ValueError(name)  # NaN and Infinity, which Python takes
 
 
 @dataclass(frozen=True)
@@ -80,24 +85,33 @@ class Judge:
             return read(self.model, self.head, batch)
 
 
-def judging(run: Run, context: Context, model: Any, reward: Reward) -> tuple[Any, Callable[[Answer], float] | Judge]:
+def judging(
+    run: Run, context: Context, model: Any, tokenizer: PreTrainedTokenizerBase, reward: Reward
+) -> tuple[Any, Callable[[Answer], float] | Judge]:
     """Return (the model that learns, what judges its answers).
 
     The adapter of a judge is laid beside the one that learns. Raises InputError at stage.reward.judge for what is no
-    reward model, or one of another base.
+    reward model, one of another base, or one that reads other tokens than `tokenizer` writes.
     """
     if reward.by != "model":
         return model, by_rule(reward)
     from core.models.adapters import load_adapter
-    from core.models.loading import load_model
+    from core.models.inspect import inspect_adapter
+    from core.models.loading import load_model, read_tokenizer
 
     place = f"stage.{run.stage.kind}.reward.judge"
     folder = tuned(reward.judge, context.workspace, place)
     if (folder / "config.json").exists():
         own = load_model(run.model.at(str(folder)), context.workspace, run.hardware)
+        known = read_tokenizer(folder, own.config, place).get_vocab()
+        if token := next((token for token, number in tokenizer.get_vocab().items() if known.get(token) != number), ""):
+            raise InputError("reward.tokenizer", place, judge=reward.judge, token=repr(token))
         return model, Judge(own, value_head.load(own, folder, place), shared=False)
     if not isinstance(model, PeftModel):
         raise InputError("reward.adapter", place, judge=reward.judge)
+    base = inspect_adapter(folder, place).base
+    if Path(base).is_dir() and not Path(base).samefile(str(model.get_base_model().name_or_path)):
+        raise InputError("reward.base", place, judge=reward.judge, base=base)
     head = value_head.load(model, folder, place)
     model = load_adapter(model, folder, ADAPTER, place)
     model.set_adapter(OWN)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -89,13 +89,25 @@ class Measured(Trainer):
 
     def _means(self, told: list[Metrics], weights_B: torch.Tensor) -> dict[str, float]:
         """Return the means of what batches told, each with its weight; what a batch does not tell is left out."""
-        return {name: total / weight for name, (total, weight) in sums(told, weights_B).items()}
+        return means(sums(told, weights_B))
 
 
 def sums(told: list[Metrics], weights_B: torch.Tensor) -> dict[str, tuple[float, float]]:
-    """Return name -> (weighted sum over the batches that tell it, the sum of their weights)."""
+    """Return name -> (weighted sum over the batches that tell it, the sum of their weights).
+
+    Two numbers are a sum and what it weighs already.
+    """
     found = {}
     for name in dict.fromkeys(name for batch in told for name in batch):
         pairs = [(batch[name].cpu().double(), w) for batch, w in zip(told, weights_B, strict=True) if name in batch]
-        found[name] = float(sum(value * weight for value, weight in pairs)), float(sum(weight for _, weight in pairs))
+        parts = [value if value.ndim else torch.stack([value * w, w.double()]) for value, w in pairs]
+        found[name] = cast(tuple[float, float], tuple(torch.stack(parts).sum(0).tolist()))
     return found
+
+
+def means(found: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+    """Return the means of such sums; of answers that are no pairs the margin is that of the means."""
+    told = {name: total / weight for name, (total, weight) in found.items() if weight}
+    if {"rewards/chosen", "rewards/rejected"} <= told.keys():
+        told.setdefault("rewards/margins", told["rewards/chosen"] - told["rewards/rejected"])
+    return told

@@ -18,7 +18,8 @@ from core.training.chunks import bare
 
 Batch = dict[str, Any]
 Metrics = dict[str, torch.Tensor]
-"""Numbers for the curves of a stage, named group/name as TRL does; `aux_loss` is that of routers."""
+"""Numbers for the curves of a stage, named group/name as TRL does; two are a sum and how many it is of.
+`aux_loss` is that of routers."""
 
 
 class Objective(Protocol):

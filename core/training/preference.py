@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch.nn.functional import logsigmoid
+from torch.nn.modules.dropout import _DropoutNd
 
 from core.training import losses
 from core.training.chunks import bare
@@ -19,6 +20,15 @@ def without_adapter(model: Any) -> AbstractContextManager[Any]:
     """Return a context in which the model is the one that its adapter was laid over."""
     inner = bare(model)
     return inner.disable_adapter() if isinstance(inner, PeftModel) else nullcontext()
+
+
+def undropped(model: torch.nn.Module) -> None:
+    """Have a model drop nothing by chance: what it says is compared with what it said, which chance must not change."""
+    for module in model.modules():
+        for name in [name for name, value in vars(module).items() if "drop" in name and isinstance(value, float)]:
+            setattr(module, name, 0.0)
+        if isinstance(module, _DropoutNd):
+            module.p = 0.0
 
 
 @torch.no_grad()
@@ -61,9 +71,8 @@ def rewards(chosen_B: torch.Tensor, rejected_B: torch.Tensor) -> Metrics:
 
 
 def imitation(said: Said) -> torch.Tensor:
-    """Return the mean cross-entropy over the tokens of the better answers."""
-    better_K = said.row_K < said.rows // 2
-    return -said.logps_K[better_K].mean()
+    """Return the mean over the better answers of the mean cross-entropy of their tokens, so that parts add up."""
+    return -(said.sums_B() / said.counts_B()).chunk(2)[0].mean()
 
 
 @dataclass(frozen=True)
@@ -171,7 +180,6 @@ class LikedOrNot:
         loss = losses.kto(ratio_B, liked_B, distance, self.beta, self.liked, self.disliked).mean()
         reward_B = self.beta * ratio_B.detach()
         kinds = {"rewards/chosen": reward_B[liked_B], "rewards/rejected": reward_B[~liked_B]}
-        metrics = {name: found_B.mean() for name, found_B in kinds.items() if len(found_B)}
-        if len(metrics) == 2:
-            metrics["rewards/margins"] = metrics["rewards/chosen"] - metrics["rewards/rejected"]
+        metrics = {name: torch.stack([of_kind_B.sum(), reward_B.new_tensor(len(of_kind_B))])
+                   for name, of_kind_B in kinds.items()}  # fmt: skip
         return loss, metrics | {"objective/kl": distance} | said.metrics()

@@ -15,7 +15,7 @@ from core.data.pack import Order
 from core.errors import InputError
 from core.team import Team
 from core.training.arguments import batches
-from core.training.measured import sums
+from core.training.measured import means, sums
 from core.training.objective import Metrics
 from core.training.ordered import Ordered
 
@@ -55,7 +55,7 @@ class Shared(Ordered):
     def _means(self, told: list[Metrics], weights_B: torch.Tensor) -> dict[str, float]:
         found = sums(told, weights_B)
         of_all = iter(self.team.means([number for pair in found.values() for number in pair]))
-        return {name: next(of_all) / next(of_all) for name in found}
+        return means({name: (next(of_all), next(of_all)) for name in found})
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Order:
         order = super()._get_train_sampler(train_dataset)

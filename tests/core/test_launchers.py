@@ -30,6 +30,7 @@ from core.training.shared import Share
 from tests.conftest import ROOT, write_rows
 from tests.core.helpers import digest, of_type, train, weights
 from tests.core.several import together
+from tests.core.test_preference import FEEDBACK
 from tests.core.test_preference import PAIRS as PICKED
 
 DDP = "launcher.kind=ddp"
@@ -55,6 +56,7 @@ def make(make_run: Callable[..., Path]) -> Callable[..., Path]:
 @pytest.fixture(autouse=True)
 def compared(tiny_data: Path) -> None:
     write_rows(tiny_data / "pairs.jsonl", PICKED)
+    write_rows(tiny_data / "liked.jsonl", FEEDBACK)
 
 
 def figures(folder: Path) -> list[tuple[float, ...]]:
@@ -65,7 +67,8 @@ def test_two_processes_learn_as_one_and_go_on_where_they_stopped(make: Callable[
     steps = [f"training.max_steps={STEPS}", CALM]
     two = {name: make(f"{name}-2", DDP, "training.batch_size=4", *steps, *layer) for name, layer in PAIRS.items()}
     whole, broken = (make(name, DDP, "training.batch_size=2", "tuner.dropout=0.2") for name in ("whole", "broken"))
-    together([*((folder, None) for folder in two.values()), (whole, None), (broken, 6), (broken, None)])
+    liked = make("liked", DDP, "stage=kto", "data.train=[liked.jsonl]", "training.batch_size=2", "training.max_steps=3")
+    together([*((folder, None) for folder in [*two.values(), liked]), (whole, None), (broken, 6), (broken, None)])
 
     for name, layer in PAIRS.items():
         one = make(f"{name}-1", "training.batch_size=8", *steps, *layer)
@@ -79,6 +82,8 @@ def test_two_processes_learn_as_one_and_go_on_where_they_stopped(make: Callable[
         for key, tensor in weights(two[name] / saved).items():
             torch.testing.assert_close(tensor, learned[key], rtol=1e-2, atol=2e-4, msg=f"{name} {key}")
 
+    told = of_type(liked, "step")[-1]["metrics"]
+    assert told["rewards/margins"] == pytest.approx(told["rewards/chosen"] - told["rewards/rejected"])
     manifest = json.loads((broken / "checkpoints" / "checkpoint-10" / "MANIFEST.json").read_text())
     assert manifest["processes"] == 2 and {"rng_state_0.pth", "rng_state_1.pth"} <= manifest["files"].keys()
     assert digest(broken / "adapter") == digest(whole / "adapter")

@@ -44,8 +44,8 @@ def model_of(**more: Any) -> LlamaForCausalLM:
 
 
 def run_of(*words: str) -> Run:
-    base = ["model.precision=fp32", "training.clip=0", "training.schedule=constant", f"optimizer.learning_rate={RATE}"]
-    return config.run(config.override([*base, *words]))
+    steady = ["training.schedule=constant", "training.warmup=0", f"optimizer.learning_rate={RATE}"]
+    return config.run(config.override(["model.precision=fp32", "training.clip=0", *steady, *words]))
 
 
 def made(run: Run, model: Any, folder: Path) -> Ordered:

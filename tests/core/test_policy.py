@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,7 @@ def test_a_reward_model_judges(make_run: MakeRun, workspace: Path, kind: str, bo
     (["stage.reward.by=regex"], "reward.missing", "stage.ppo.reward.pattern"),
     (["stage.reward.by=regex", "stage.reward.pattern=("], "reward.pattern", "stage.ppo.reward.pattern"),
     (["stage.reward.by=model"], "reward.missing", "stage.ppo.reward.judge"),
+    (["stage.kl_weight=0", "stage.kl_target=6"], "policy.no_weight", "stage.ppo.kl_weight"),
     (["training.accumulation=2"], "stage.draws", "training.accumulation"),
     (["data.eval=orders", "data.train=[chats]"], "stage.draws", "data.eval"),
     (["data.packing=always"], "stage.draws", "data.packing"),
@@ -176,12 +178,38 @@ def test_what_cannot_judge_is_refused(make_run: MakeRun) -> None:
         assert (caught.value.code, caught.value.place) == (code, "stage.ppo.reward.judge")
 
 
+def test_a_judge_of_other_weights_or_tokens_is_refused(make_run: MakeRun, bold: Path) -> None:
+    pairs = [{"prompt": "order", "chosen": "red", "rejected": f"{word}"} for word in ("blue", "pen", "cup")]
+    write_rows(bold.parent / "pairs.jsonl", pairs)
+    few = [f"data.folder={bold.parent}", "data.train=[pairs.jsonl]", "data.eval_share=0", "training.max_steps=1"]
+    for tuner, code in (("lora", "reward.base"), ("full", "reward.tokenizer")):
+        train(judge := make_run(tuner, "stage=rm", *few, f"tuner.kind={tuner}"))
+        if tuner == "full":
+            words = judge / "model" / "tokenizer.json"
+            words.write_text(words.read_text().replace("<|user|>", "<|asks|>"))
+        with pytest.raises(InputError) as caught:
+            judged = ["stage.reward.by=model", f"stage.reward.judge={tuner}"]
+            train(make_run(f"{tuner} judges", "stage=ppo", f"model.path={bold}", *GIVEN, *judged))
+        assert (caught.value.code, caught.value.place) == (code, "stage.ppo.reward.judge")
+
+
+def test_answers_end_where_the_model_does_and_the_distance_is_told(make_run: MakeRun, bold: Path) -> None:
+    told = json.loads((bold / "config.json").read_text()) | {"max_position_embeddings": 48}
+    (bold / "config.json").write_text(json.dumps(told))
+    lengthy = ["stage.reward.by=regex", "stage.reward.pattern=e", "stage.drawing.max_new_tokens=400"]
+    folder = make_run("long", f"model.path={bold}", "stage=grpo", "stage.group=4", "training.batch_size=4", *lengthy,
+                      "training.max_steps=3", "training.warmup=0", "data.cutoff=40")  # fmt: skip
+    train(folder)
+    steps = [event["metrics"] for event in of_type(folder, "step")]
+    assert all(0 < step["answers/length"] < 48 for step in steps) and steps[-1]["objective/kl"] != 0
+
+
 def test_rules_and_a_pattern_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
     def worth(text: str, **given: Any) -> float:
         return by_rule(Reward(**given))(Answer(text, " yes\n", len(text)))
 
     assert [worth(text, by="exact") for text in ("yes", "Yes")] == [1.0, 0.0]
-    assert [worth(text, by="json") for text in ('{"a": 1}', "{", "[" * 10**5)] == [1.0, 0.0, 0.0]
+    assert [worth(text, by="json") for text in ('{"a": 1}', "{", "[" * 10**5, "[NaN]")] == [1.0, 0.0, 0.0, 0.0]
     assert [worth(text, by="length", length=4) for text in ("abcd", "ab", "", "a" * 9)] == [1.0, 0.5, 0.0, 0.0]
     assert [worth(text, by="regex", pattern="b+$") for text in ("abb", "aba")] == [1.0, 0.0]
     monkeypatch.setattr(judging, "SECONDS", 1e-4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +19,10 @@ from core.errors import InputError
 from core.models.varlen import isolate
 from core.sections import Data
 from core.training import losses
+from core.training.measured import means, sums
 from core.training.preference import AgainstReference, LikedOrNot, OddsRatio, WithoutReference
 from core.tuners.lora import Lora
-from tests.conftest import write_rows
+from tests.conftest import copy_of, write_rows
 from tests.core.helpers import of_type, train, weights
 from tests.core.test_encode import by_hand
 
@@ -97,7 +99,7 @@ def batches(model: Any, folder: Path, data: Path, name: str, wanted: tuple[str, 
 def one(objective: Any, model: Any, batch: Any) -> tuple[float, dict[str, float]]:
     with torch.no_grad():
         loss, told = objective(model, batch, None)
-    return loss.item(), {name: value.item() for name, value in told.items()}
+    return loss.item(), means(sums([told], torch.ones(1)))
 
 
 @torch.no_grad()
@@ -113,7 +115,7 @@ def test_losses_over_comparisons(tuned: Any, tiny_model: Path, compared: Path) -
     per_token = {side: mean[side] - torch.stack([one.mean() for one in before[side]]) for side in both}
     margin = 0.3 * (ratios["chosen"] - ratios["rejected"])
     right, wrong = torch.sigmoid(margin).log(), torch.sigmoid(-margin).log()
-    imitation = -torch.cat(both["chosen"]).mean()
+    imitation = -mean["chosen"].mean()
     odds = {side: mean[side].exp() / (1 - mean[side].exp()) for side in both}
     shared = [min(len(c), len(r)) for c, r in zip(both["chosen"], both["rejected"], strict=True)]
     short = {
@@ -212,15 +214,37 @@ def test_a_reference_asked_first_is_the_same(make_run: MakeRun, compared: Path, 
         assert one["loss"] == pytest.approx(other["loss"], abs=2e-5)
 
 
-def test_accumulated_pairs_are_the_batch(make_run: MakeRun, compared: Path) -> None:
+@pytest.mark.parametrize("stage", ["dpo", "orpo", "cpo"])
+def test_accumulated_pairs_are_the_batch(make_run: MakeRun, compared: Path, stage: str) -> None:
     """Nine pairs: one batch, or three of three."""
-    given = [*settings("dpo", compared), "data.eval_share=0", "training.max_steps=3", "training.warmup=0"]
+    rows = [row | {"chosen": row["chosen"] * (1 + 5 * (i % 2))} for i, row in enumerate(PAIRS)]
+    write_rows(compared / "pairs.jsonl", rows)
+    given = [*settings(stage, compared), "data.eval_share=0", "training.max_steps=3", "training.warmup=0"]
     one = make_run("one", *given, "training.batch_size=9")
     parts = make_run("parts", *given, "training.batch_size=3", "training.accumulation=3")
     train(one)
     train(parts)
     for a, b in zip(of_type(one, "step"), of_type(parts, "step"), strict=True):
         assert (a["loss"], a["grad_norm"]) == pytest.approx((b["loss"], b["grad_norm"]), rel=1e-3)
+
+
+def test_means_of_one_kind_of_answers_count_those_alone() -> None:
+    """Five liked answers in two batches, of which one has none that was disliked."""
+    told = [{"rewards/chosen": torch.tensor([6.0, 2.0]), "rewards/rejected": torch.tensor([1.0, 1.0])},
+            {"rewards/chosen": torch.tensor([1.5, 3.0]), "rewards/rejected": torch.tensor([0.0, 0.0])}]  # fmt: skip
+    expected = {"rewards/chosen": 1.5, "rewards/rejected": 1.0, "rewards/margins": 0.5}
+    assert means(sums(told, torch.tensor([3, 3]))) == expected
+    assert means(sums(told[1:], torch.tensor([3]))) == {"rewards/chosen": 0.5}
+
+
+def test_what_is_compared_drops_nothing_by_chance(make_run: MakeRun, compared: Path, tiny_model: Path) -> None:
+    """The first loss of DPO is the logarithm of 2 for a model that drops half of its attention, too."""
+    folder = copy_of(tiny_model, compared / "drops")
+    told = json.loads((folder / "config.json").read_text()) | {"attention_dropout": 0.5}
+    (folder / "config.json").write_text(json.dumps(told))
+    run = make_run("drops", *settings("dpo", compared), f"model.path={folder}", "training.max_steps=1")
+    train(run)
+    assert of_type(run, "step")[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
 
 
 def test_a_reward_model_reads_the_end_of_the_answer(make_run: MakeRun, compared: Path, tiny_model: Path) -> None:
