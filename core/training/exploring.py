@@ -222,8 +222,9 @@ class Exploring(Ordered):
             "objective/entropy": seen.entropy, "answers/length": lengths.mean(),
             "answers/ended": (lengths < own.max_new_tokens).float().mean(),
         })  # fmt: skip
-        if own.refers:
-            self.metrics[True][-1]["objective/kl"] = distance = seen.distance_B.mean()
+        if not own.refers:
+            return
+        self.metrics[True][-1]["objective/kl"] = distance = seen.distance_B.mean()
         if own.kl_target:
             self.metrics[True][-1]["objective/kl_weight"] = torch.tensor(own.kl_weight)
             own.kl_weight = policy.steered(own.kl_weight, float(distance), own.kl_target, len(answers))
