@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import re
@@ -17,7 +16,7 @@ from safetensors import SafetensorError
 
 from core.errors import InputError
 from core.events import Writer
-from core.files import flush, publish
+from core.files import DISK_FULL, flush, publish
 
 MANIFEST = "MANIFEST.json"
 REQUIRED = {"trainer_state.json", "scheduler.pt"}
@@ -148,7 +147,7 @@ def telling_full_disk(folder: Path, needed: int = 0) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        by_number = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        by_number = isinstance(error, OSError) and error.errno in DISK_FULL
         if by_number or FULL.search(str(error)):
             if not needed:
                 raise InputError("disk.write", path=str(folder)) from error

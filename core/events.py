@@ -7,6 +7,7 @@ the same after a thousand steps and after a million.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -165,24 +166,29 @@ class Writer:
         self._fd = os.open(folder / FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
     def write(self, type_: str, **fields: Any) -> None:
-        """Write one event. NaN and infinity become null. Raises OSError when the disk is full."""
+        """Write one event. NaN and infinity become null. Raises OSError on a full disk and leaves nothing torn."""
         if type_ not in TYPES:
             raise ValueError(f"unknown event type {type_}")
         event = finite({"type": type_, "time": round(time.time(), 3), **fields})
         line = json.dumps(event, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace") + b"\n"
         with self._lock:
-            os.write(self._fd, line)
+            if (written := os.write(self._fd, line)) < len(line):
+                os.ftruncate(self._fd, os.fstat(self._fd).st_size - written)  # the next one would stick to it
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder / FILE))
             self.state.apply(event)
             self._count += 1
             if self._count % SNAPSHOT_EVERY == 0 or type_ == "end":
                 self.snapshot()
 
     def snapshot(self) -> None:
-        """Leave the fold so far with the offset it reaches, written aside and renamed."""
+        """Leave the fold so far with the offset it reaches, written aside and renamed; on a full disk leave none."""
         data = {"offset": os.fstat(self._fd).st_size, "state": self.state.dump()}
         aside = self.folder / f"{SNAPSHOT}.tmp"
-        aside.write_text(json.dumps(data, allow_nan=False), encoding="utf-8")
-        aside.replace(self.folder / SNAPSHOT)
+        try:
+            aside.write_text(json.dumps(data, allow_nan=False), encoding="utf-8")
+            aside.replace(self.folder / SNAPSHOT)
+        except OSError:
+            aside.unlink(missing_ok=True)  # what it would spare is time alone
 
     def close(self) -> None:
         os.close(self._fd)

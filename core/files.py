@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -9,6 +10,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+RESERVE = ".reserve"
+RESERVED = 64 << 10
+"""Bytes that a run holds back for its last words: why it ended, when the disk is full."""
+
+
+def hold(folder: Path) -> None:
+    """Take up room on the disk for what must still be written at the end. Raises OSError where there is none."""
+    try:
+        (folder / RESERVE).write_bytes(os.urandom(RESERVED))  # zeros may take no room
+    except OSError:
+        release(folder)
+        raise
+
+
+def release(folder: Path) -> None:
+    """Let go of the room that was held."""
+    (folder / RESERVE).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -32,8 +52,12 @@ def write_json(path: Path, value: Any) -> None:
     """Write a JSON file aside and rename it: a reader sees the old one or the new one, never half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     place = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    place.write_text(json.dumps(value), encoding="utf-8")
-    place.replace(path)
+    try:
+        place.write_text(json.dumps(value), encoding="utf-8")
+        place.replace(path)
+    except OSError:
+        place.unlink(missing_ok=True)  # half of it would stay on a full disk
+        raise
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Nothing is kept in memory: the state of a run is the fold of its events and whet
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import itertools
 import json
@@ -14,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ import psutil
 from core import config, events
 from core.errors import InputError
 from core.events import RunState
-from core.files import read_json
+from core.files import DISK_FULL, hold, read_json
 from core.models import consent
 from core.models.room import chosen, devices
 from core.supervisor import LOCK, PROCESS, QUEUED, sign_in
@@ -67,11 +69,32 @@ def create(job: config.Job, workspace: Path) -> Path:
     try:
         root.mkdir(parents=True, exist_ok=True)
         folder = _fresh(root, slug(job.name, job.kind))
-        (folder / "run.yaml").write_text(config.dump(job), encoding="utf-8")
-        (folder / "run.yaml").chmod(0o400)
+        with _telling_full_disk(root):
+            _freeze(config.dump(job), folder)
     except OSError as error:
         raise InputError("path.not_writable", path=str(error.filename or root)) from None
     return folder
+
+
+def _freeze(settings: str, folder: Path) -> None:
+    """Write the settings of a run; leave no folder where they can't be written."""
+    try:
+        (folder / "run.yaml").write_text(settings, encoding="utf-8")
+        (folder / "run.yaml").chmod(0o400)
+    except OSError:
+        shutil.rmtree(folder)
+        raise
+
+
+@contextlib.contextmanager
+def _telling_full_disk(folder: Path) -> Iterator[None]:
+    """Turn what the system says when nothing more fits below a folder into an InputError that says so."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise InputError("disk.write", path=str(folder)) from None
+        raise
 
 
 def slug(name: str, empty: str) -> str:
@@ -167,18 +190,24 @@ def launch(folder: Path, more: dict[str, str] | None = None) -> None:
     """Start the supervisor of a run, detached: a session of its own, no pipe, no stdin. It outlives its starter.
 
     more: what its environment has beside ours. The lock of the run is taken here and handed over: of two who launch
-    at once one gets a run that is active.
+    at once one gets a run that is active. Raises InputError, and nothing is started, where the disk is full.
     """
     job = settings(folder)
     env = environment() | chosen(job.hardware) | (more or {})
-    with (folder / LOCK).open("w") as lock:
+    with _telling_full_disk(folder), (folder / LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError("run.active", run=folder.name) from None
+        hold(folder)
         for leftover in (EXIT, STOP):
             (folder / leftover).unlink(missing_ok=True)
-        sign_in(folder, _start(folder, job, env, handed=(lock.fileno(),)), env)
+        child = _start(folder, job, env, handed=(lock.fileno(),))
+        try:
+            sign_in(folder, child.pid, env)
+        except OSError:
+            child.terminate()  # nobody would see it, so nobody could stop it
+            raise
 
 
 def join(folder: Path, node: int) -> None:
@@ -190,8 +219,10 @@ def join(folder: Path, node: int) -> None:
     _start(folder, job, environment() | chosen(job.hardware), node)
 
 
-def _start(folder: Path, job: config.Job, env: dict[str, str], node: int = 0, handed: tuple[int, ...] = ()) -> int:
-    """Start the supervisor of a run on this machine, with the lock that is handed to it; return its number."""
+def _start(
+    folder: Path, job: config.Job, env: dict[str, str], node: int = 0, handed: tuple[int, ...] = ()
+) -> subprocess.Popen[bytes]:
+    """Start the supervisor of a run on this machine, with the lock that is handed to it; return it."""
     hardware = job.hardware
     count = hardware.cluster_gpus if hardware.cluster else len(devices(hardware))
     crew = job.launcher.crew(count) if isinstance(job, config.Run) else {}
@@ -199,7 +230,7 @@ def _start(folder: Path, job: config.Job, env: dict[str, str], node: int = 0, ha
         crew = {"module": "core.cluster", "more": [json.dumps(crew)]}
     command = [str(folder), str(hardware.grace), json.dumps(crew | {"node": node}), *map(str, handed)]
     with (folder / "supervisor.log").open("ab") as log:
-        child = subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, "-m", "core.supervisor", *command],
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -209,7 +240,6 @@ def _start(folder: Path, job: config.Job, env: dict[str, str], node: int = 0, ha
             cwd=folder.parents[1],
             env=env,
         )
-    return child.pid
 
 
 def environment() -> dict[str, str]:
@@ -234,7 +264,8 @@ def stop(folder: Path) -> None:
     """Ask a run to save its work and end; ask again to end it at once. Nothing happens to a run that has ended."""
     process = supervisor(folder)
     if process is not None:
-        (folder / STOP).touch()
+        with contextlib.suppress(OSError):  # a full disk must not keep a run from being stopped
+            (folder / STOP).touch()
         process.send_signal(signal.SIGTERM)
 
 

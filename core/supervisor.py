@@ -26,7 +26,7 @@ from typing import IO, Any
 import psutil
 
 from core.crew import HEARTBEAT, Crew, Plan
-from core.files import write_json
+from core.files import release, write_json
 
 PROCESS = "process.json"
 LOCK = ".lock"
@@ -186,6 +186,7 @@ def main(folder: Path, grace: float, told: str = "{}", handed: str = "") -> int:
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     supervisor = Supervisor(folder, grace, plan)
     record = supervisor.record(supervisor.run())
+    release(folder)  # room for what is written now, on a full disk, too
     if record["cause"] == "out_of_memory" and record["signal"] and not plan.node:  # it could not say what would help
         relief = [sys.executable, "-m", "core.relief", str(folder), str(record["peak_bytes"])]
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -6,7 +6,6 @@ do one job together the first alone writes events.
 
 from __future__ import annotations
 
-import errno
 import faulthandler
 import logging
 import os
@@ -21,13 +20,13 @@ from typing import Any
 from core import config
 from core.errors import DeviceError, InputError, NotFinite, OutOfMemory, Problem, Stopped, TuneboardError
 from core.events import Silent, Writer
+from core.files import DISK_FULL, release
 from core.imports import quickly
 from core.models.packages import shield
 from core.relief import relieve
 from core.team import Team
 from core.workspace import Context
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CAUSES = {Stopped: "stopped", OutOfMemory: "out_of_memory", NotFinite: "nan"}
 
 
@@ -58,6 +57,7 @@ def main(folder: Path, grace: float = 120.0) -> int:
         error = classify(raised)
         if team.size > 1 and type(error) is TuneboardError:
             error = team.blame(folder, error)
+    release(folder)
     if isinstance(error, OutOfMemory) and isinstance(job, config.Run):
         error = relieve(error, job, folder.parents[1])
     if error is not None and team.size > 1:

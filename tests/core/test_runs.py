@@ -1,7 +1,10 @@
 """The run store without an engine: names, folders, states that are read off the disk."""
 
+import errno
 import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,8 +14,10 @@ import pytest
 from core import config, runs, supervisor
 from core.errors import InputError
 from core.events import Writer
-from core.files import write_json
+from core.files import RESERVE, hold, write_json
 from core.workspace import jailed, locate, tuned
+from tests.conftest import ROOT
+from tests.core.helpers import of_type
 
 
 def test_two_runs_of_one_name_get_two_folders(tmp_path):
@@ -145,3 +150,77 @@ def test_a_record_that_is_not_json_is_no_record(tmp_path):
     assert runs.look(folder).status == "new"
     (folder / runs.EXIT).write_text(json.dumps({"cause": "done"}))
     assert runs.look(folder).status == "done"
+
+
+def test_settings_that_do_not_fit_on_the_disk_leave_no_run(tmp_path):
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)); "
+    make = "from core import config, runs; from pathlib import Path; runs.create(config.resolve({}), Path(sys.argv[1]))"
+    command = [sys.executable, "-c", f"import sys; {limit}{make}", str(tmp_path)]
+    told = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True).stderr
+    assert "the disk is full" in told and not list((tmp_path / "runs").iterdir())
+
+
+FULL = """
+import errno, os, sys
+from pathlib import Path
+folder, tell, write_text = Path(sys.argv[1]), os.write, Path.write_text
+full = (folder / ".reserve").exists
+def refuse(path, text, **options):
+    if full():
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+    return write_text(path, text, **options)
+os.write, Path.write_text = lambda fd, line: tell(fd, line[:10] if full() else line), refuse
+from core import supervisor, worker
+sys.exit(%s)
+"""
+"""A disk that is full as long as the reserve lies on it: it takes ten bytes of an event and no file."""
+
+
+def on_a_full_disk(folder: Path, what: str) -> int:
+    hold(folder)
+    return subprocess.run([sys.executable, "-c", FULL % what, str(folder)], cwd=ROOT, check=False).returncode
+
+
+def test_a_worker_tells_that_the_disk_is_full(tmp_path):
+    folder = runs.create(config.resolve({}), tmp_path)
+    assert on_a_full_disk(folder, "worker.main(folder)") == 2
+    (error,) = of_type(folder, "error")
+    assert error["code"] == "disk.write" and [e["cause"] for e in of_type(folder, "end")] == ["failed"]
+    assert (folder / "events.jsonl").read_bytes().count(b"\n") == 2  # nothing torn
+
+
+def test_a_supervisor_tells_on_a_full_disk_how_a_run_ended(tmp_path):
+    folder = runs.create(config.resolve({}), tmp_path)
+    assert on_a_full_disk(folder, """supervisor.main(folder, 1.0, '{"module": "no_such"}')""") == 0
+    assert runs.look(folder).status == "failed" and not (folder / RESERVE).exists()
+
+
+def test_a_run_whose_start_can_not_be_written_down_is_not_started(tmp_path, monkeypatch):
+    folder = runs.create(config.resolve({}), tmp_path)
+    replace, full = Path.replace, OSError(errno.ENOSPC, "No space left on device")
+
+    def refuse(path, to):
+        if to.name == runs.PROCESS:
+            raise full
+        return replace(path, to)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(InputError) as raised:
+        runs.launch(folder)
+    assert raised.value.code == "disk.write"
+    assert not psutil.wait_procs(psutil.Process().children(), timeout=30)[1]
+
+
+def test_a_run_without_room_for_its_end_is_not_started(tmp_path, monkeypatch):
+    folder = runs.create(config.resolve({}), tmp_path)
+    write_json(folder / runs.EXIT, {"cause": "failed"})
+
+    def refuse(path, data):
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    with pytest.raises(InputError) as raised:
+        runs.resume(folder)
+    assert raised.value.code == "disk.write" and runs.look(folder).status == "failed"
+    assert not {RESERVE, "supervisor.log"} & {path.name for path in folder.iterdir()}
