@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ class Best(TrainerCallback, ExportableState):
         if loss is None or not state.global_step:  # another set, or before anything was learned
             return
         before, threshold = self.loss, self.watching.threshold
-        if before is None or loss < before:
+        if math.isfinite(loss) and (before is None or loss < before):  # else the model is broken: never to be saved
             self.loss, self.step = loss, state.global_step
             if self.watching.best:
                 self.ensure_room()

@@ -157,14 +157,16 @@ def test_changed_settings_or_data_are_refused(make_run: MakeRun, tiny_data: Path
     assert caught.value.code == "data.changed"
 
 
+@pytest.mark.parametrize("best", ["true", "false"])
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(
-    make_run: MakeRun, tiny_model: Path, tmp_path: Path
+    make_run: MakeRun, tiny_model: Path, tmp_path: Path, best: str
 ) -> None:
     poisoned = copy_of(tiny_model, tmp_path / "poisoned")
     tensors = load_file(poisoned / "model.safetensors")
     tensors["model.norm.weight"] = torch.full_like(tensors["model.norm.weight"], 3e38)  # finite, and too large
     save_file(tensors, poisoned / "model.safetensors", metadata={"format": "pt"})
-    folder = make_run("nan", f"model.path={poisoned}", "saving.every=1", "training.eval_every=1")
+    folder = make_run("nan", f"model.path={poisoned}", "saving.every=1", "training.eval_every=1",
+                      f"watching.best={best}")  # fmt: skip
     with pytest.raises(NotFinite) as caught:
         train(folder)
     assert caught.value.params == {"count": 3, "step": 3}
