@@ -35,7 +35,8 @@ class Best(TrainerCallback, ExportableState):
         self.waited = 0
         """Evaluations in a row that were not lower by more than the threshold."""
         if found:
-            self._recall(found)
+            known = recall(self, found)
+            self.loss, self.step, self.waited = known["loss"], known["step"], known["waited"]
 
     @property
     def over(self) -> bool:
@@ -50,12 +51,6 @@ class Best(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         """Return what Trainer writes into trainer_state.json."""
         return {"args": {}, "attributes": {"loss": self.loss, "step": self.step, "waited": self.waited}}
-
-    def _recall(self, checkpoint: Path) -> None:
-        """Take up what was known when a checkpoint was written."""
-        told = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["stateful_callbacks"]
-        known = told.get(type(self).__name__, self.state())["attributes"]
-        self.loss, self.step, self.waited = known["loss"], known["step"], known["waited"]
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.watching.best and state.global_step >= state.max_steps:
@@ -94,3 +89,9 @@ class Best(TrainerCallback, ExportableState):
         trainer._load_from_checkpoint(str(checkpoint))
         context.events.write("warning", code="watching.best_taken", place="watching.best", params=told)
         return self.kept
+
+
+def recall(callback: ExportableState, checkpoint: Path) -> dict[str, Any]:
+    """Return what a callback knew when a checkpoint was written; what it knows now where the checkpoint is too old."""
+    told = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["stateful_callbacks"]
+    return told.get(type(callback).__name__, callback.state())["attributes"]

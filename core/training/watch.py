@@ -4,29 +4,36 @@ from __future__ import annotations
 
 import math
 import time
+from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
 
 from core.checkpoints import Store
 from core.errors import InputError
 from core.sections import Training
 from core.training import coach
-from core.training.best import Best
+from core.training.best import Best, recall
 from core.workspace import Context
 
 
-class Watch(TrainerCallback):
-    """Reports what Trainer does, and tells it to stop."""
+class Watch(TrainerCallback, ExportableState):
+    """Reports what Trainer does, and tells it to stop.
+
+    What it has not reported yet goes into every checkpoint, so that a resumed run tells what an unbroken one tells.
+    """
 
     def __init__(
-        self, context: Context, training: Training, store: Store, size: int, best: Best, *, zero_tells: bool
-    ) -> None:
-        """zero_tells: whether a loss of exactly 0 means that there is nothing to learn.
+        self, context: Context, training: Training, store: Store, size: int, best: Best, found: Path | None,
+        *, zero_tells: bool,
+    ) -> None:  # fmt: skip
+        """found: the checkpoint that the run goes on from.
 
-        It does not where answers are drawn: all of them may be worth the same, until one is found that is worth more.
+        zero_tells: whether a loss of exactly 0 means that there is nothing to learn. It does not where answers are
+        drawn: all of them may be worth the same, until one is found that is worth more.
         """
         self.zero_tells = zero_tells
         self.context, self.training, self.store, self.size, self.best = context, training, store, size, best
@@ -41,9 +48,18 @@ class Watch(TrainerCallback):
         self.tokens = 0
         self.advised = {warning["code"] for warning in context.events.state.warnings}
         self.clock = time.monotonic()
+        if found:
+            known = recall(self, found)
+            self.losses, self.metrics = known["losses"], known["metrics"]
+
+    def state(self) -> dict[str, Any]:
+        """Return what Trainer writes into trainer_state.json."""
+        return {"args": {}, "attributes": {"losses": self.losses, "metrics": self.metrics}}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.tokens, self.clock = state.num_input_tokens_seen, time.monotonic()
+        kept: Any = state.stateful_callbacks
+        kept.setdefault(type(self).__name__, self.state())  # a checkpoint of an earlier version has none
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         # nowhere else: a checkpoint of a half-done step would resume to another curve
@@ -124,7 +140,9 @@ class Watch(TrainerCallback):
             **more,
         )
         print(f"step {state.global_step}/{state.max_steps}  loss {loss:.4f}  {speed:,.0f} tokens/s", flush=True)
-        self.losses, self.metrics, self.tokens, self.clock = [], [], tokens, now
+        self.tokens, self.clock = tokens, now
+        if state.global_step % self.training.log_every == 0:  # else the run was stopped, and tells them when it goes on
+            self.losses, self.metrics = [], []
         self._advise()
 
     def _advise(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,8 +11,11 @@ import pytest
 
 from core.errors import InputError, Stopped
 from core.events import fold
+from core.files import read_json, write_json
 from core.models.inspect import inspect_adapter
+from tests.conftest import write_rows
 from tests.core.helpers import digest, of_type, train
+from tests.core.test_preference import PAIRS
 
 TUNERS = {
     "lora": ["tuner.dropout=0.2", "training.max_steps=12"],
@@ -51,6 +56,41 @@ def test_resume_is_bit_exact(make_run: Callable[..., Path], name: str, stops: tu
     steps = {e["step"]: (e["loss"], e["grad_norm"], e["lr"]) for e in of_type(broken, "step")}
     assert steps == {e["step"]: (e["loss"], e["grad_norm"], e["lr"]) for e in of_type(whole, "step")}
     assert [b[:2] for b in fold(broken)[0].curves["loss"].bins] == [b[:2] for b in fold(whole)[0].curves["loss"].bins]
+
+
+def test_what_is_told_every_third_step_is_what_an_unbroken_run_tells(
+    make_run: Callable[..., Path], tiny_data: Path
+) -> None:
+    """Gone on from a checkpoint that was written by the way, and from one written because the run was stopped."""
+    write_rows(tiny_data / "pairs.jsonl", PAIRS)
+    settings = ["stage=dpo", "data.train=[pairs.jsonl]", "training.log_every=3", "saving.every=2"]
+    whole, broken = make_run("whole", *settings), make_run("broken", *settings)
+    expected = train(whole)
+    for stop in (4, 7):
+        with pytest.raises(Stopped):
+            train(broken, stop_at=stop)
+        if stop == 4:
+            shutil.rmtree(broken / "checkpoints/checkpoint-4")
+    assert train(broken) == expected
+    steps = {e["step"]: (e["loss"], e["metrics"]) for e in of_type(broken, "step")}
+    wanted = {e["step"]: (e["loss"], e["metrics"]) for e in of_type(whole, "step")}
+    assert list(wanted) == [3, 6, 9, 10] and {step: steps[step] for step in wanted} == wanted
+
+
+def test_a_checkpoint_without_what_was_not_reported_is_gone_on_from(make_run: Callable[..., Path]) -> None:
+    """As versions before wrote it."""
+    run = make_run("older")
+    with pytest.raises(Stopped):
+        train(run, stop_at=3)
+    state, manifest = (run / "checkpoints/checkpoint-3" / name for name in ("trainer_state.json", "MANIFEST.json"))
+    told, listed = read_json(state), read_json(manifest)
+    del told["stateful_callbacks"]["Watch"]
+    write_json(state, told)
+    content = state.read_bytes()
+    listed["files"][state.name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    write_json(manifest, listed)
+    train(run)
+    assert [e["resumed"] for e in of_type(run, "phase") if e["phase"] == "train"] == [0, 3]
 
 
 FULL = ["tuner.kind=full", "training.max_steps=6", "training.eval_every=3", "saving.every=4"]
