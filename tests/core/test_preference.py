@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from core.data.batch import load
 from core.data.pack import Flat, Padder
 from core.data.pairs import Apart, Pairs, Sides
-from core.errors import InputError
+from core.errors import InputError, Stopped
 from core.models.varlen import isolate
 from core.sections import Data
 from core.training import losses
@@ -212,6 +212,21 @@ def test_a_reference_asked_first_is_the_same(make_run: MakeRun, compared: Path, 
     assert "reference" in [e["phase"] for e in of_type(first, "phase")]
     for one, other in zip(of_type(live, "step"), of_type(first, "step"), strict=True):
         assert one["loss"] == pytest.approx(other["loss"], abs=2e-5)
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-5], lambda content: content[:-4] + bytes(4)])
+def test_a_damaged_reference_is_asked_anew(make_run: MakeRun, compared: Path, damage: Callable[[bytes], bytes]) -> None:
+    """Cut short, or with other bytes: the run that goes on learns what an unbroken one learns."""
+    given = [*settings("dpo", compared), "training.max_steps=4", "stage.precompute=true"]
+    whole, broken = make_run("whole", *given), make_run("broken", *given)
+    train(whole)
+    with pytest.raises(Stopped):
+        train(broken, stop_at=2)
+    for path in broken.glob("reference_*.npy"):
+        path.write_bytes(damage(path.read_bytes()))
+    train(broken)
+    steps = [[(e["step"], e["loss"], e["grad_norm"]) for e in of_type(run, "step")] for run in (whole, broken)]
+    assert steps[0] == steps[1]
 
 
 @pytest.mark.parametrize("stage", ["dpo", "orpo", "cpo"])
