@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from core.errors import InputError
 from core.models import loftq
+from core.models.copies import share_all
 from core.models.inspect import TOKENIZERS, inspect_adapter
 from core.models.jsons import read_json
 from core.models.loading import read_tokenizer, shorten
@@ -88,8 +89,8 @@ def load_adapter(model: PreTrainedModel | PeftModel, folder: Path, name: str, pl
 def _make_places(model: PreTrainedModel | PeftModel, config: PeftConfig, name: str) -> PeftModel:
     if isinstance(model, PeftModel):
         model.add_adapter(name, config)
-        return turn_anything(model)
-    return turn_anything(PeftModel(model, config, adapter_name=name))
+        return share_all(turn_anything(model))
+    return share_all(turn_anything(PeftModel(model, config, adapter_name=name)))
 
 
 def turn_anything(model: PeftModel) -> PeftModel:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from core.errors import InputError
 from core.models import damage
+from core.models.copies import share
 from core.models.loading import UNUSABLE
 from core.models.shapes import LAST, fresh, order
 from core.models.vocabulary import some_tokens
@@ -70,6 +71,7 @@ def expand(model: PreTrainedModel, count: int) -> set[str]:
 def _passing(block: torch.nn.Module) -> torch.nn.Module:
     """Return a copy of a block that hands on what it is given."""
     made = copy.deepcopy(block)
+    share(made, block)
     for name, parameter in made.named_parameters():
         if LAST.search(re.sub(r"\.(weight|bias)$", "", name)):
             parameter.data.zero_()

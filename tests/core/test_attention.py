@@ -20,6 +20,8 @@ from core.models.blocks import expand
 from core.models.loading import load_model
 from core.models.varlen import isolate
 from core.sections import Hardware, Model
+from core.tuners.expand import Expand
+from core.tuners.lora import Lora
 from tests.core import tiny
 from tests.core.helpers import of_type, train
 from tests.core.test_pack import SMALL, model_of, random_rows
@@ -147,6 +149,38 @@ def test_a_model_with_few_tokens_is_tried_as_well() -> None:
     s2.shift(model, 4)
     assert model.config._attn_implementation == s2.NAME
     assert len(expand(AutoModelForCausalLM.from_config(made), 1)) > 0
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral"])
+@pytest.mark.parametrize("tuner", [Expand(blocks=1), Lora(extra=["layers.1"]), Lora(extra=["self_attn"])],
+                         ids=["expand", "layer", "attention"])  # fmt: skip
+def test_copies_of_blocks_attend_as_their_originals(
+    tuner: Expand | Lora, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned: Any = tuner.attach(model_of(kind), tmp_path)
+    for parameter in tuned.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.1)
+    assert isolate(tuned)
+    rows = random_rows(2)
+    batch = Flat()([rows[0], rows[1]])
+    other, first = {**batch, "input_ids": batch["input_ids"].clone()}, int(batch["cu_seq_lens_q"][1])
+    other["input_ids"][0, :first] += 1
+    with torch.no_grad():
+        before, after = (tuned.eval()(**each, use_cache=False).logits[0] for each in (batch, other))
+    assert torch.equal(before[first:], after[first:]) and not torch.allclose(before[:first], after[:first])
+
+    shifted: list[torch.nn.Module] = []
+
+    def watched(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        shifted.append(module)
+        return varlen.attention(module, *args, **{key: kwargs[key] for key in kwargs if key != "group"})
+
+    monkeypatch.setattr(s2, "attention", watched)
+    s2.shift(tuned, 8)
+    shifted.clear()
+    tuned.train()(**batch, use_cache=False)
+    assert len(shifted) == tuned.config.num_hidden_layers
 
 
 def test_a_chunked_model_is_not_shifted() -> None:
