@@ -183,9 +183,12 @@ def _untie(model: PreTrainedModel) -> None:
         isinstance(end, BaseTunerLayer | AuxiliaryTrainingWrapper) and not isinstance(end, TrainableTokensWrapper)
         for end in ends
     ]  # rows that learn are put into both of two tied layers
-    if not model.config.tie_word_embeddings or not any(touched) or head is None:
+    configs = model.config, model.config.get_text_config()  # of several parts: either or both may say it
+    tied = [config for config in configs if getattr(config, "tie_word_embeddings", False)]
+    if not tied or not any(touched) or head is None:
         return
-    model.config.tie_word_embeddings = False
+    for config in tied:
+        config.tie_word_embeddings = False
     if not isinstance(head, AuxiliaryTrainingWrapper):  # which holds a copy already
         layer = head.get_base_layer() if isinstance(head, BaseTunerLayer) else head
         weight = layer.get_parameter("weight").detach().clone()

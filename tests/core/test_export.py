@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -14,6 +14,7 @@ from core.export import merge
 from core.export.merge import export
 from core.models.inspect import inspect
 from tests.core.models_fixtures import ASK, context, make_adapter, make_model, told
+from tests.core.tiny import tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +167,15 @@ def test_adapters_of_tied_embeddings(room, tmp_path, settings):
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert torch.allclose(logits(merged), wanted, atol=1e-4) and not merged.config.tie_word_embeddings
     assert metrics["difference"] <= 1e-4
+
+
+def test_configs_that_do_not_tell_of_tied_embeddings(tmp_path):
+    model = tiny_model("qwen2_audio")
+    assert "tie_word_embeddings" not in model.config.to_dict()
+    settings = LoraConfig(target_modules=["q_proj", "lm_head"], init_lora_weights=False)
+    get_peft_model(model, settings).save_pretrained(tmp_path)
+    merged, before = merge._merge(tiny_model("qwen2_audio"), tmp_path, torch.arange(60).view(2, 30))
+    assert torch.allclose(logits(merged), before, atol=1e-4)
 
 
 def test_biases_that_the_model_has_no_place_for_are_told(room):
