@@ -83,6 +83,7 @@ def load_adapter(model: PreTrainedModel | PeftModel, folder: Path, name: str, pl
     weights = _without_base_layers(wrapped, weights)
     _check_fit(wrapped, weights, folder, name, facts.base, place)
     set_peft_model_state_dict(wrapped, weights, adapter_name=name)
+    _check_loaded(wrapped, weights, folder, name, facts.base, place)
     return wrapped.eval()
 
 
@@ -137,3 +138,13 @@ def _check_fit(
         raise InputError("adapter.shapes", place, folder=str(folder), base=base, names=shorten(shapes))
     if odd := own.keys() ^ weights.keys():
         raise InputError("adapter.partial", place, folder=str(folder), base=base, names=shorten(odd))
+
+
+def _check_loaded(
+    model: PeftModel, weights: dict[str, torch.Tensor], folder: Path, name: str, base: str, place: str
+) -> None:
+    """Refuse weights that did not get into the model: peft renames some, and says nothing of those without a place."""
+    own = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    lost = [key for key, tensor in weights.items() if not torch.equal(own[key].cpu(), tensor.to(own[key].dtype))]
+    if lost:
+        raise InputError("adapter.partial", place, folder=str(folder), base=base, names=shorten(lost))

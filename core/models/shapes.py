@@ -20,12 +20,13 @@ LAST = re.compile(r"(^|\.)(o_proj|out_proj|wo|dense|c_proj|down_proj|fc2|w2|dens
 """Layers that give back to the stream of the model what attention or the MLP computed: their input is theirs alone."""
 OF_EXPERTS = (
     "afmoe", "beam", "cohere2_moe", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots1", "ernie4_5_moe",
-    "exaone_moe", "flex_olmo", "glm4_moe", "glm4_moe_lite", "glm4v_moe", "glm_moe_dsa", "hunyuan_v1_moe",
+    "exaone_moe", "flex_olmo", "glm4_moe", "glm4_moe_lite", "glm4v_moe", "glm_moe_dsa", "hunyuan_v1_moe", "laguna",
     "longcat_flash", "mellum", "minimax", "minimax_m2", "mixtral", "olmoe", "qwen3_moe", "qwen3_next",
     "qwen3_omni_moe", "qwen3_omni_moe_thinker", "solar_open",
 )  # fmt: skip
 """Types in which peft takes the layers of any MLP, by their last names, for the experts: it would put adapters on all
-of those, and none on the layers that were meant (peft 0.21, issue 3711)."""
+of those, and none on the layers that were meant (peft 0.21, issue 3711). It loses those of Laguna's shared experts when
+it loads them: it reads their names as older ones of theirs."""
 MLP = ("gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
 EXPERT = re.compile(r"\.experts?\.(\d+\.)?|\.block_sparse_moe\.(in|out)put_linear\.")
 """The second is what Granite's files call them."""

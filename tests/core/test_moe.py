@@ -37,7 +37,8 @@ from tests.core.test_memory import run_of, shapes_of
 
 CPU = Hardware(device="cpu")
 TYPES = sorted(
-    {entry.type for entry in entries() if entry.active and entry.type} | {"mistral4", "deepseek_v4", "flex_olmo"}
+    {entry.type for entry in entries() if entry.active and entry.type}
+    | {"mistral4", "deepseek_v4", "flex_olmo", "laguna"}
 )
 DENSE: dict[str, dict[str, Any]] = {
     "deepseek_v3": {"first_k_dense_replace": 0},
@@ -258,6 +259,20 @@ def test_types_whose_mlps_are_taken_for_experts_are_those_of_peft() -> None:
     assert taken <= set(OF_EXPERTS)
     parts = {old for names in conversion._MOE_TARGET_MODULE_MAPPING.values() for old in names} - {"gate"}
     assert parts == set(MLP)
+
+
+def test_shared_experts_that_peft_does_not_load_are_left_out_and_told(tmp_path: Path) -> None:
+    model = tiny_moe("laguna")
+    model.save_pretrained(tmp_path / "base")
+    adapter = make_adapter(tmp_path / "made elsewhere", tmp_path / "base", target_modules=["shared_experts.up_proj"])
+    with pytest.raises(InputError) as caught:
+        load_adapter(tiny_moe("laguna"), adapter, "tuned")
+    assert (caught.value.code, caught.value.place) == ("adapter.partial", "tuned")
+    assert "shared_experts.up_proj.lora_B" in str(caught.value.params["names"])
+    tuned: Any = Lora(rank=2).attach(model, tmp_path)
+    assert not any("mlp" in name for name, p in tuned.named_parameters() if p.requires_grad)
+    tuned.save_pretrained(tmp_path / "ours")
+    load_adapter(tiny_moe("laguna"), tmp_path / "ours", "tuned")
 
 
 @pytest.mark.parametrize("settings", [{"dropout": 0.1}, {"dora": True}, {"pissa": True}, {"layers": "0"}])
