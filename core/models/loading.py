@@ -117,11 +117,23 @@ def load_tokenizer(
 def read_tokenizer(folder: Path, config: PreTrainedConfig, place: str = "model.path") -> PreTrainedTokenizerBase:
     """Return the tokenizer of an inspected folder as it is; raise InputError at `place` when it can't be read."""
     try:
-        read = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False, local_files_only=True)
+        with _Bare():
+            read = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False, local_files_only=True)
     except (*UNUSABLE, OSError) as error:
         raise InputError("model.bad_tokenizer", place, folder=str(folder), what=_line(error)) from None
     read.init_kwargs.pop("auto_map", None)
     return read
+
+
+class _Bare:
+    """Gives a kind to an error that has none: tokenizers raises bare Exceptions for files it can't make sense of."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if kind is Exception:
+            raise ValueError(str(error))
 
 
 def load_model(

@@ -68,6 +68,11 @@ def numbered_template(folder):
     edit(folder / "tokenizer_config.json", chat_template=5)
 
 
+def edit_words(folder, **changes):
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    edit(folder / "tokenizer.json", model=model | changes)
+
+
 def index(folder, shard):
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
     weight_map = {"model.norm.weight": shard, "lm_head.weight": "model-00001-of-00002.safetensors"}
@@ -203,6 +208,9 @@ WARM = {
     "69 other shapes": (lambda f: edit(f / "config.json", intermediate_size=80), "model.weights_differ"),
     "70 a lost tensor": (lambda f: weights(f / WEIGHTS, lambda t: t.pop("model.norm.weight")), "model.weights_missing"),
     "74 tokenizer is no JSON": (lambda f: (f / "tokenizer.json").write_text("garbage"), "model.bad_tokenizer"),
+    "74 words without numbers": (lambda f: edit_words(f, vocab={"a": "x"}), "model.bad_tokenizer"),
+    "74 tokenizer of no kind": (lambda f: edit_words(f, type="Nope"), "model.bad_tokenizer"),
+    "74 merges of no words": (lambda f: edit_words(f, vocab={"a": 0}, merges=["a b"]), "model.bad_tokenizer"),
     "75 no end token": (lambda f: edit(f / "tokenizer_config.json", eos_token=None), "model.no_end_token"),
     "74 small embeddings": (lambda f: edit(f / "tokenizer_config.json", extra_special_tokens=list("①②③④⑤⑥⑦⑧⑨")),
                             "model.vocabulary"),
