@@ -93,6 +93,7 @@ MODELS: dict[str, str] = {
     "quantizer.loftq": "LoftQ makes up for what quantizing to 4 bits loses of the weights. Set the quantization to 4 bit, or turn LoftQ off.",
     "loftq.weights": "The files of the model don't have the weight of {module} as it was before it was quantized, so nobody can tell what was lost. Turn LoftQ off.",
     "quantizer.device": "{given} needs an NVIDIA GPU; this job runs on {device}. Choose another quantization or device.",
+    "quantizer.packs_little": "bitsandbytes can't pack most layers of a model of type {type}: they are of a kind of their own, or shared. Choose another quantization, or none.",
     "quantizer.export": "An export is of full quality: merging rounds once, at the end. Set the quantization to none.",
     "model.rotary": "config.json in {folder} says {name}: {given}, where only a number above 0 makes sense. Fetch the file again, or mend that number.",
     "packed.plain": "config.json in {folder} says that the weights are quantized by {given}, but its files hold plain ones. Remove quantization_config from config.json; to hold them in 4 or 8 bits, choose a quantization here.",

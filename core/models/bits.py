@@ -5,17 +5,39 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
+from transformers.quantizers import AutoHfQuantizer
+
+from core.errors import InputError
 
 READ_PAST = {"mamba": ["lm_head", "x_proj", "dt_proj", "out_proj"]}
 """Type of model -> layers whose weights it multiplies itself, past the layer: packed ones it could not."""
+
+PACKED = ("Linear4bit", "Linear8bitLt")
+"""Classes of packed layers."""
 
 
 def whole(model_type: str) -> list[str] | None:
     """Return the layers of a type of model that are never packed; None where the libraries know them all."""
     return READ_PAST.get(model_type)
+
+
+def check(made: PreTrainedModel, quantization: Any) -> None:
+    """Refuse a model of whose linear layers most weights would stay as they are: bitsandbytes takes plain ones alone.
+
+    made: the model without weights; its layers are exchanged here as they will be when it is loaded.
+    """
+    AutoHfQuantizer.from_config(quantization, pre_quantized=False).preprocess_model(made, device_map=None)
+    head, packed, plain = made.get_output_embeddings(), 0, 0
+    for module in made.modules():
+        if isinstance(module, torch.nn.Linear) and module is not head:  # those packed are kinds of it
+            size = module.in_features * module.out_features
+            packed, plain = (packed + size, plain) if type(module).__name__ in PACKED else (packed, plain + size)
+    if packed < plain:
+        raise InputError("quantizer.packs_little", "model.quantizer", type=made.config.model_type)
 
 
 def make_ready(model: PreTrainedModel) -> None:

@@ -157,7 +157,9 @@ def load_model(
     if training and device.type == "cpu" and model.precision != "pure_bf16":
         dtype = torch.float32
     quantization = _quantization(model, config, device, dtype, training=training)
-    _check_count(folder, config, packed=bool(quantization or method(config.to_dict())))
+    made = _made(folder, config, packed=bool(quantization or method(config.to_dict())))
+    if model.quantizer.kind.startswith("bnb"):
+        bits.check(made, quantization)
     try:
         loaded, info = _auto(config).from_pretrained(
             folder,
@@ -254,8 +256,11 @@ def _quantization(
     return None
 
 
-def _check_count(folder: Path, config: PreTrainedConfig, *, packed: bool) -> None:
-    """Refuse a config that makes no model, or far more weights than the files hold, before memory is taken for them."""
+def _made(folder: Path, config: PreTrainedConfig, *, packed: bool) -> PreTrainedModel:
+    """Return the model without its weights.
+
+    Refuses a config that makes no model, or far more weights than the files hold, before memory is taken for them.
+    """
     stored = inspect(folder).parameters
     try:
         with torch.device("meta"):
@@ -265,6 +270,7 @@ def _check_count(folder: Path, config: PreTrainedConfig, *, packed: bool) -> Non
     if not packed and made.num_parameters() > MOST_MISSING * stored:
         names = f"{made.num_parameters():,} weights instead of {stored:,}"
         raise InputError("model.weights_differ", "model.path", folder=str(folder), names=names)
+    return made
 
 
 def _check_whole(folder: Path, info: dict[str, Any]) -> None:

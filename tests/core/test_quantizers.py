@@ -18,7 +18,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
 from core import config
 from core.errors import InputError
-from core.models import packages
+from core.models import bits, packages
 from core.models.loading import load_model
 from core.models.packed import PACKINGS, method
 from core.quantizers.bnb_4bit import Bnb4Bit
@@ -27,6 +27,7 @@ from core.sections import Hardware, Model
 from core.tuners.full import Full
 from core.tuners.lora import Lora
 from tests.conftest import copy_of, launch_worker
+from tests.core import tiny
 from tests.core.helpers import of_type, train
 
 CPU = Hardware(device="cpu")
@@ -161,6 +162,20 @@ def test_a_model_packed_as_fp8_is_unpacked_and_trained(tiny_model: Path, tmp_pat
     with pytest.raises(InputError) as caught:
         loaded(folder, {"kind": "bnb_4bit"})
     assert (caught.value.code, caught.value.place) == ("packed.twice", "model.quantizer")
+
+
+@pytest.mark.parametrize("kind", ["bnb_4bit", "bnb_8bit"])
+def test_layers_that_bitsandbytes_would_leave_as_they_are_are_told(tiny_model: Path, tmp_path: Path, kind: str) -> None:
+    for family in ("llama", "gpt2", "falcon"):
+        folder = copy_of(tiny_model, tmp_path / family)
+        tiny.tiny_model(family).save_pretrained(folder)
+        if family != "falcon":
+            assert sum(type(module).__name__ in bits.PACKED for module in loaded(folder, {"kind": kind}).modules()) >= 8
+            continue
+        with pytest.raises(InputError) as caught:
+            loaded(folder, {"kind": kind})
+        assert (caught.value.code, caught.value.place) == ("quantizer.packs_little", "model.quantizer")
+        assert caught.value.params["type"] == "falcon"
 
 
 PACKED = {
