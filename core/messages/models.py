@@ -136,6 +136,7 @@ MODELS: dict[str, str] = {
     "lora.all_whole": "All layers that would get an adapter lie in what learns whole ({module}). Choose full tuning, or name fewer modules there.",
     "start.dora": "DoRA does not add up with adapters that lie under it. Turn it off, or export the earlier ones as a whole model and train above that.",
     "start.experts": "Adapters on experts don't add up with adapters that lie under them. Turn experts off, train the last one on (go_on), or export the earlier ones as a whole model and train above that.",
+    "start.as_it_is": "An adapter that is trained on stays as it is, and this setting would change it. Set it back, or train a new adapter above it.",
     "start.tokens": "An adapter that is trained on has no rows for new tokens. Train a new one, or add no tokens.",
     "start.twice": "“{run}” began with “{given}” and contains it, so it would count twice. Leave “{given}” out.",
     "start.whole": "{folder} holds a whole model. Choose it as the model instead.",

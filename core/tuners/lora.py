@@ -83,13 +83,16 @@ class Lora(Tuner):
     is saved in the end: of a run that began with another one, name the later one alone."""
     go_on: bool = knob(False, expert=True)
     """Train on
-    The last of those to start from is trained on, with the rank, alpha and targets it has, instead of a new adapter
-    above it."""
+    The last of those to start from is trained on as it is, instead of a new adapter above it. Its rank and alpha count,
+    and its targets, layers, whole modules, dropout, rsLoRA and DoRA: leave these as they are here at first."""
 
     @model_validator(mode="after")
     def _starts_fit(self) -> Lora:
         if self.go_on and not self.start:
             raise crossed("start.none", "tuner.lora.start")
+        brought = {"dropout", "targets", "layers", "extra", "rslora", "dora"}
+        if self.go_on and (changed := self.model_dump(include=brought, exclude_defaults=True)):
+            raise crossed("start.as_it_is", f"tuner.lora.{next(iter(changed))}")
         begins = [name for name in ("loftq", "eva", "pissa") if getattr(self, name)]
         if len(begins) + self.go_on > 1:
             raise crossed("lora.beginnings", f"tuner.lora.{begins[0]}")

@@ -129,6 +129,10 @@ def test_a_resumed_run_needs_them_no_more(
     assert digest(broken / "adapter") == digest(whole / "adapter")
 
 
+CHANGES = {"dropout": "0.5", "targets": "[q_proj]", "layers": "0", "extra": "[norm]", "rslora": "true", "dora": "true"}
+"""Settings that an adapter which is trained on would not follow."""
+
+
 @pytest.mark.parametrize(("settings", "code", "place"), [
     (["tuner.go_on=true"], "start.none", "tuner.lora.start"),
     (["tuner.go_on=true", "tuner.start=[a]", "tuner.pissa=true"], "lora.beginnings", "tuner.lora.pissa"),
@@ -137,6 +141,8 @@ def test_a_resumed_run_needs_them_no_more(
     (["tuner.start=[a, b]", "tuner.go_on=true", "tuner.experts=true"], "start.experts", "tuner.lora.experts"),
     (["tuner.start=[a]", "model.quantizer.kind=bnb_4bit"], "quantizer.start", "tuner.lora.start"),
     (["tuner.start=[a]", "tuner.go_on=true", "model.add_tokens=[new]"], "start.tokens", "tuner.lora.go_on"),
+    *((["tuner.start=[a]", "tuner.go_on=true", f"tuner.{name}={value}"], "start.as_it_is", f"tuner.lora.{name}")
+      for name, value in CHANGES.items()),
 ])  # fmt: skip
 def test_refused_before_the_start(settings: list[str], code: str, place: str) -> None:
     with pytest.raises(InputError) as caught:
