@@ -53,9 +53,14 @@ def _names(value: Any, _: int) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
+def endless(text: str) -> bool:
+    """Return whether a regular expression might match in no time that can be waited for."""
+    return bool(len(text) > MAX_PATTERN or REPEATED_GROUP.search(text) or len(ENDLESS.findall(text)) > MAX_REPEATS)
+
+
 def _pattern(text: str) -> bool:
     """Return whether a regular expression is sound and matches in a time that can be waited for."""
-    if len(text) > MAX_PATTERN or REPEATED_GROUP.search(text) or len(ENDLESS.findall(text)) > MAX_REPEATS:
+    if endless(text):
         return False
     try:
         re.compile(text)

@@ -9,10 +9,20 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Sequence
 
+from pydantic_core import PydanticCustomError
+
+from core.models.adapter_check import endless
 from core.models.shapes import APART, Linear, Shapes, named
 
 FUSED = re.compile(r"\.(mamba|mixer)\.(out_proj|x_proj|dt_proj)$")
 """Layers of Mamba's kin whose weights a fused kernel reads past any adapter."""
+
+
+def ending(targets: list[str]) -> list[str]:
+    """Return targets; raise the error of their setting, at its place, for one that might match without end."""
+    if given := next(filter(endless, targets), ""):
+        raise PydanticCustomError("tuner.endless", "a pattern without end", {"given": given[:80]})
+    return targets
 
 
 def fits(name: str, target: str) -> bool:

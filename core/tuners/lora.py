@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, LiteralString
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from core.errors import InputError
 from core.files import aside
@@ -17,7 +17,7 @@ from core.models.inspect import inspect_adapter
 from core.models.jsons import read_json
 from core.models.shapes import Linear, Shapes, named, taken_for_experts
 from core.models.tables import ends
-from core.models.targets import targeted
+from core.models.targets import ending, targeted
 from core.schema import crossed, knob
 from core.tuners import Rows, Tuner, quantized
 from core.workspace import tuned
@@ -85,6 +85,7 @@ class Lora(Tuner):
     """Train on
     The last of those to start from is trained on as it is, instead of a new adapter above it. Its rank and alpha count,
     and its targets, layers, whole modules, dropout, rsLoRA and DoRA: leave these as they are here at first."""
+    _targets_end = field_validator("targets")(ending)
 
     @model_validator(mode="after")
     def _starts_fit(self) -> Lora:

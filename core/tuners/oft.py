@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, LiteralString
 
+from pydantic import field_validator
+
 from core.errors import InputError
 from core.files import aside
 from core.models.shapes import Linear, Shapes
 from core.models.tables import ends
-from core.models.targets import targeted
+from core.models.targets import ending, targeted
 from core.schema import knob
 from core.tuners import Rows, Tuner
 
@@ -36,6 +38,8 @@ class Oft(Tuner):
     Names of the layers that are turned, or regular expressions of whole names: .* means the same as all-linear. Only
     linear layers of the text part are meant; heads, what chooses experts, and what sees or hears must be named:
     lm_head, .*vision_tower.*q_proj."""
+
+    _targets_end = field_validator("targets")(ending)
 
     def needs_whole(self) -> None:
         return None

@@ -89,6 +89,15 @@ def test_targets_that_mean_nothing_are_refused(kind: str, target: str, code: str
             assert refused(tuner, made, tmp_path).params["part"] in ("lm_head", "vision_tower")
 
 
+@pytest.mark.parametrize("kind", ["lora", "oft"])
+@pytest.mark.parametrize("target", [r"(\w+\.?)+!", ".*" * 7, "q" * 1001])
+def test_patterns_without_end_are_refused_where_they_are_set(kind: str, target: str) -> None:
+    with pytest.raises(InputError) as caught:
+        config.resolve({"tuner": {"kind": kind, "targets": ["q_proj", target]}})
+    assert (caught.value.code, caught.value.place) == ("tuner.endless", f"tuner.{kind}.targets")
+    assert caught.value.params["given"] == target[:80]
+
+
 def test_a_pattern_of_all_is_all_linear(tmp_path: Path) -> None:
     for kind in ("llama", "mamba", "gpt2", "qwen2_moe", "deepseek_v3", "falcon_h1", "opt", "falcon"):
         found = [learning(Lora(rank=2, targets=[target]).attach(tiny.tiny_model(kind), tmp_path))
