@@ -41,6 +41,8 @@ class Store:
     """How many learn together."""
     state: frozenset[str] = OPTIMIZER
     """Files with the state of the optimizer."""
+    model: str = ""
+    """Identity of the model that learns."""
 
     @property
     def folder(self) -> Path:
@@ -58,8 +60,8 @@ class Store:
         """
         written = self.writing / f"checkpoint-{step}"
         (written / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody needs
-        manifest = {"step": step, "run": self._settings(), "data": self.data, "processes": self.processes,
-                    "state": sorted(self.state), "files": _sums(written)}  # fmt: skip
+        manifest = {"step": step, "run": self._settings(), "data": self.data, "model": self.model,
+                    "processes": self.processes, "state": sorted(self.state), "files": _sums(written)}  # fmt: skip
         (written / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         flush(written)
         publish(written, self.folder / written.name)
@@ -71,7 +73,8 @@ class Store:
     def newest(self, events: Writer) -> tuple[Path, int] | None:
         """Return (the newest checkpoint that is whole, its step), None where there is none.
 
-        Raises InputError when the settings, the data or the number of processes have changed since it was written.
+        Raises InputError when the settings, the data, the model or the number of processes have changed since it was
+        written.
         """
         self.clear()
         found = newest_good(self.folder, events)
@@ -82,6 +85,8 @@ class Store:
             raise InputError("run.changed", run=self.run.name)
         if manifest["data"] != self.data:
             raise InputError("data.changed", "data", run=self.run.name)
+        if manifest.get("model", self.model) != self.model:  # earlier versions told none
+            raise InputError("model.changed", "model.path", run=self.run.name)
         if (before := manifest.get("processes", 1)) != self.processes:
             raise InputError("run.processes", "launcher", run=self.run.name, before=before, now=self.processes)
         return found, manifest["step"]

@@ -26,6 +26,7 @@ MODELS: dict[str, str] = {
     "code.not_agreed": "Nobody agreed, so nothing changed. Type yes when asked, or say --yes.",
     "code.no_consent": "There is no consent for “{given}”. List them: tuneboard trust --list",
     "model.remote_kernel": "The model in {folder} wants to fetch attention code from the hub (“{given}”), which is never allowed. Remove _attn_implementation from its config.json.",
+    "model.changed": "The model is no longer the one that “{run}” began with. Put it back, or start a new run.",
     "model.odd_file": "{file} is neither a file nor a folder but a link to nothing, a pipe or a device. Remove it, or fetch the model again.",
     "model.no_tokenizer": "{folder} has no tokenizer. Put tokenizer.json and tokenizer_config.json of the model into it.",
     "model.bad_tokenizer": "The tokenizer in {folder} can't be loaded: {what}. Fetch the model again.",

@@ -22,6 +22,8 @@ from core.data.stream import Stream
 from core.errors import InputError, NotFinite, Stopped
 from core.models import damage
 from core.models.device import pick_device
+from core.models.identity import identity
+from core.models.loading import model_folder
 from core.models.moe import balance
 from core.models.precision import narrow, upcast_logits, upcast_norms
 from core.models.s2 import group_length, shift
@@ -60,7 +62,8 @@ def fit(
     _settle(run, context, model)
     train, held_out, rows, collator = _layout(run, context, model, lessons, tokenizer.pad_token_id, objective)
     total = run.training.max_steps if isinstance(train, Stream) else total_steps(len(train), run.training, team.size)
-    store = Store(context.folder, lessons.fingerprint, run.saving.keep, team.size, run.launcher.state)
+    began = identity(model_folder(run.model, context.workspace))
+    store = Store(context.folder, lessons.fingerprint, run.saving.keep, team.size, run.launcher.state, began)
     size, counts = _size(model), _count(model, lessons, total, 2 if objective.paired else 1)
     found = _found(run, store, context, size)
     best = Best(run.watching, next(iter(held_out), ""), found and found[0], lambda: _make_room(store, context, size))

@@ -13,7 +13,7 @@ from core.errors import InputError, Stopped
 from core.events import fold
 from core.files import read_json, write_json
 from core.models.inspect import inspect_adapter
-from tests.conftest import write_rows
+from tests.conftest import copy_of, write_rows
 from tests.core.helpers import digest, of_type, train
 from tests.core.test_preference import PAIRS
 
@@ -77,20 +77,35 @@ def test_what_is_told_every_third_step_is_what_an_unbroken_run_tells(
     assert list(wanted) == [3, 6, 9, 10] and {step: steps[step] for step in wanted} == wanted
 
 
-def test_a_checkpoint_without_what_was_not_reported_is_gone_on_from(make_run: Callable[..., Path]) -> None:
-    """As versions before wrote it."""
+def test_a_checkpoint_of_an_earlier_version_is_gone_on_from(make_run: Callable[..., Path]) -> None:
+    """It has neither what was not reported yet nor the identity of the model."""
     run = make_run("older")
     with pytest.raises(Stopped):
         train(run, stop_at=3)
     state, manifest = (run / "checkpoints/checkpoint-3" / name for name in ("trainer_state.json", "MANIFEST.json"))
     told, listed = read_json(state), read_json(manifest)
-    del told["stateful_callbacks"]["Watch"]
+    del told["stateful_callbacks"]["Watch"], listed["model"]
     write_json(state, told)
     content = state.read_bytes()
     listed["files"][state.name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     write_json(manifest, listed)
     train(run)
     assert [e["resumed"] for e in of_type(run, "phase") if e["phase"] == "train"] == [0, 3]
+
+
+def test_another_model_or_template_is_refused(make_run: Callable[..., Path], tiny_model: Path, tmp_path: Path) -> None:
+    model = copy_of(tiny_model, tmp_path / "model")
+    run = make_run("first", f"model.path={model}")
+    with pytest.raises(Stopped):
+        train(run, stop_at=3)
+    for name, end in (("model.safetensors", b" "), ("chat_template.jinja", b"} ")):
+        content = (model / name).read_bytes()
+        (model / name).write_bytes(content[:-1] + end)
+        with pytest.raises(InputError) as caught:
+            train(run)
+        assert (caught.value.code, caught.value.place) == ("model.changed", "model.path")
+        (model / name).write_bytes(content)
+    train(run)
 
 
 FULL = ["tuner.kind=full", "training.max_steps=6", "training.eval_every=3", "saving.every=4"]
