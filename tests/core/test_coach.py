@@ -55,7 +55,7 @@ CASES: dict[str, RunState] = {
     "coach.spike": state([*healthy(100), {"loss": 20.0, "grad_norm": 1.0}]),
     "coach.explodes": state([*healthy(100), *[{"loss": 1.0, "grad_norm": 40.0}] * 3]),
     "coach.flat": state([{"loss": 2.0 + 0.001 * (step % 3), "grad_norm": 1.0} for step in range(60)], total=100),
-    "coach.strays": state(metrics(30, objective__kl=lambda step: step)),
+    "coach.strays": state(metrics(30, objective__kl=lambda step: step, rewards__mean=lambda step: 0.5)),
     "coach.lengthens": state(metrics(30, rewards__mean=lambda step: step, answers__length=lambda step: 20 + 3 * step)),
     "coach.pushes_down": state(metrics(30, rewards__chosen=lambda step: -step, rewards__margins=lambda step: 0.5)),
 }
