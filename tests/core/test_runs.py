@@ -197,6 +197,7 @@ def test_a_supervisor_tells_on_a_full_disk_how_a_run_ended(tmp_path):
 
 def test_a_run_whose_start_can_not_be_written_down_is_not_started(tmp_path, monkeypatch):
     folder = runs.create(config.resolve({}), tmp_path)
+    before = psutil.Process().children()
     replace, full = Path.replace, OSError(errno.ENOSPC, "No space left on device")
 
     def refuse(path, to):
@@ -208,7 +209,8 @@ def test_a_run_whose_start_can_not_be_written_down_is_not_started(tmp_path, monk
     with pytest.raises(InputError) as raised:
         runs.launch(folder)
     assert raised.value.code == "disk.write"
-    assert not psutil.wait_procs(psutil.Process().children(), timeout=30)[1]
+    started = [child for child in psutil.Process().children() if child not in before]
+    assert not psutil.wait_procs(started, timeout=30)[1]
 
 
 def test_a_run_without_room_for_its_end_is_not_started(tmp_path, monkeypatch):
