@@ -77,7 +77,7 @@ class Several(Launcher):
 
     def against(self, run: Run) -> Against | None:
         devices = run.hardware.devices
-        if run.stage.alone or run.stage.draws:
+        if any(self.divides) and (run.stage.heads or run.stage.draws):
             return "launcher.stage", "stage"
         if run.hardware.device == "mps":
             return "launcher.mps", "launcher"

@@ -80,7 +80,7 @@ JOBS: dict[str, str] = {
     "launcher.mps": "Several processes can't share an Apple GPU. Choose one process.",
     "launcher.count": "There are as many processes as GPUs: name as many, or leave the number of processes at 0.",
     "launcher.endpoint": "Several machines need a place to meet: the address of the first one and a free port, such as 10.0.0.1:29500.",
-    "launcher.stage": "This kind of lesson can't be learned by several processes yet. Choose one process.",
+    "launcher.stage": "This kind of lesson can't be learned yet by processes that divide the model or its optimizer. Choose DDP or one process.",
     "launcher.offload": "Weights can wait elsewhere with ZeRO stage 3 alone. Choose stage 3, or offload the optimizer only.",
     "launcher.quantizer": "Weights in few bits of this kind can't be divided among processes. Choose another quantization or none, or DDP or ZeRO stage 2, where each process holds all weights.",
     "launcher.storage": "FSDP2 divides packed weights only where they are stored as the numbers that are computed with. Set it to bf16.",

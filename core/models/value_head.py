@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
@@ -46,9 +47,9 @@ def attach(model: PreTrainedModel | PeftModel) -> ValueHead:
     return head
 
 
-def attached(model: PreTrainedModel | PeftModel) -> ValueHead | None:
+def attached(model: Any) -> ValueHead | None:
     """Return the head that was laid beside a model."""
-    head = dict(model.named_children()).get(NAME)
+    head = dict(extract_model_from_parallel(model).named_children()).get(NAME)
     return head if isinstance(head, ValueHead) else None
 
 
@@ -66,29 +67,27 @@ def width(model: PreTrainedModel | PeftModel) -> int:
 
 
 @contextmanager
-def hidden(model: PreTrainedModel | PeftModel, *, last: bool = False) -> Iterator[list[torch.Tensor]]:
-    """Give a list that holds, after a forward within the block, the hidden states (B, T, D) that logits are made of.
+def reading(model: Any, head: ValueHead, *, alone: bool = False) -> Iterator[None]:
+    """Let a model give a dict, with the `value` (B, T) that the head reads off what its logits are made of.
 
-    last: logits of the last position alone are made.
+    That happens within its forward, so that what joins several processes sees the head learn. alone: nothing else is
+    given, and hardly a logit is made.
     """
-    found: list[torch.Tensor] = []
+    inner, found = extract_model_from_parallel(model), []
 
     def look(_: Any, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
         found.append(given[0])
-        return (given[0][:, -1:], *given[1:]) if last else None
+        return (given[0][:, -1:], *given[1:]) if alone else None
 
-    hook = _output(model).register_forward_pre_hook(look)
+    def read(_: Any, __: Any, out: dict[str, Any]) -> dict[str, Any]:
+        return {**({} if alone else out), "value": head(found.pop())}
+
+    hooks = [_output(inner).register_forward_pre_hook(look), inner.register_forward_hook(read)]
     try:
-        yield found
+        yield
     finally:
-        hook.remove()
-
-
-def values(model: PreTrainedModel | PeftModel, head: ValueHead, **inputs: Any) -> torch.Tensor:
-    """Return values_B_T for what the model is given (input_ids, attention_mask ...); hardly a logit is computed."""
-    with hidden(model, last=True) as found:
-        model(**inputs, use_cache=False)
-    return head(found[0])
+        for hook in hooks:
+            hook.remove()
 
 
 def save(head: ValueHead, folder: Path) -> None:

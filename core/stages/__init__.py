@@ -22,8 +22,8 @@ class Stage(Spec):
 
     answers: ClassVar[bool] = True
     """Whether what it teaches is to answer."""
-    alone: ClassVar[bool] = False
-    """Whether one process alone can learn so: what stands beside the model is not seen by what joins the processes."""
+    heads: ClassVar[bool] = False
+    """Whether a value head learns in place of the model's own, beside the weights that processes divide."""
 
     @property
     def in_parts(self) -> bool:

@@ -19,7 +19,7 @@ class Rm(Stage):
     kind: Literal["rm"] = "rm"
     wanted: ClassVar = ("ranking",)
     answers: ClassVar = False
-    alone: ClassVar = True
+    heads: ClassVar = True
     centering: float = knob(0.0, ge=0, le=10, expert=True)
     """Centering
     Pull of the two numbers of a pair towards opposite signs, so that rewards stay near zero. Typical: 0 to 0.01."""

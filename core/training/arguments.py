@@ -17,14 +17,17 @@ EVALUATIONS, SAVES = 10, 5
 """In a run, where the settings leave it to us."""
 
 
-def batches(rows: int, size: int, processes: int = 1) -> int:
-    """Return how many batches of `size` rows each process has in an epoch; single rows too few for all are left out."""
-    return rows // processes if size == 1 else math.ceil(rows / (size * processes))
+def batches(rows: int, size: int, processes: int = 1, *, even: bool = False) -> int:
+    """Return how many batches of `size` rows each process has in an epoch.
+
+    even: rows too few for all processes are left out, as single ones always are.
+    """
+    return math.ceil(rows // processes / size) if even or size == 1 else math.ceil(rows / (size * processes))
 
 
-def total_steps(rows: int, training: Training, processes: int = 1) -> int:
+def total_steps(rows: int, training: Training, processes: int = 1, *, even: bool = False) -> int:
     """Return how many optimizer steps a run over so many rows has: the step limit, else what the epochs make."""
-    a_epoch = math.ceil(batches(rows, training.batch_size, processes) / training.accumulation)
+    a_epoch = math.ceil(batches(rows, training.batch_size, processes, even=even) / training.accumulation)
     return training.max_steps or math.ceil(training.epochs * a_epoch)
 
 

@@ -93,7 +93,7 @@ class Exploring(Ordered):
         losses = []
         for number, part in enumerate(parts):
             with self.compute_loss_context_manager():
-                loss = self._loss(cast(Any, self.model), seen, part)
+                loss = self._loss(model, seen, part)
             self.accelerator.backward(loss)
             losses.append(loss.detach())
             if number + 1 < len(parts):
@@ -101,7 +101,8 @@ class Exploring(Ordered):
                     self.accelerator.clip_grad_norm_(model.parameters(), self.args.max_grad_norm)
                 cast(torch.optim.Optimizer, self.optimizer).step()
                 model.zero_grad()
-        self.state.num_input_tokens_seen += sum(len(row["input_ids"]) for row in seen.rows)
+        (a_process,) = self.team.means([float(sum(len(row["input_ids"]) for row in seen.rows))])
+        self.state.num_input_tokens_seen += round(a_process * self.team.size)
         return torch.stack(losses).mean()
 
     def _explore(self, model: Any, asked: dict[str, Any]) -> Experience:
@@ -120,7 +121,7 @@ class Exploring(Ordered):
         else:
             if own.normalize:
                 seen.scores_B = (scores_B - scores_B.mean()) / (scores_B.std(correction=0) + 1e-8)
-            policy.credit(seen, own.kl_weight, own.gamma, own.lam)
+            policy.credit(seen, own.kl_weight, own.gamma, own.lam, self.team)
         self._tell(seen, scores_B, answers)
         return seen
 
@@ -156,14 +157,14 @@ class Exploring(Ordered):
         entropies = []
         for at in range(0, len(rows), own.minibatch):
             batch = self._batch(rows[at : at + own.minibatch])
-            found = look(model, batch, hidden=bool(own.value_weight))
+            found = look(model, batch, value_head.attached(model))
             logps = self._logps(found)
             seen.logps += logps
             if own.refers:
                 seen.reference += self._logps(self._refer(model, batch))
             entropies.append(policy.entropy(found.logits_K_V, own.temperature) * found.rows)
             if seen.values is not None:
-                seen.values += policy.by_row(self._values(model, found), found.row_K, found.rows)
+                seen.values += policy.by_row(cast(torch.Tensor, found.value_K), found.row_K, found.rows)
         seen.entropy = torch.stack(entropies).sum() / len(rows)
         return seen
 
@@ -178,15 +179,10 @@ class Exploring(Ordered):
         logps_K = policy.probabilities(found.logits_K_V, found.targets_K, self.objective.temperature)
         return policy.by_row(logps_K, found.row_K, found.rows)
 
-    def _values(self, model: Any, found: Seen) -> torch.Tensor:
-        head = value_head.attached(model)
-        assert head is not None and found.hidden_K_D is not None
-        return head(found.hidden_K_D)
-
     def _loss(self, model: Any, seen: Experience, part: Sequence[int]) -> torch.Tensor:
         """Return the loss over some of the answers."""
         own = self.objective
-        found = look(model, self._batch([seen.rows[index] for index in part]), hidden=bool(own.value_weight))
+        found = look(model, self._batch([seen.rows[index] for index in part]), value_head.attached(model))
         logps_K = policy.probabilities(found.logits_K_V, found.targets_K, own.temperature)
         old_K, advantages_K = chosen(seen.logps, part), chosen(cast(policy.Parts, seen.advantages), part)
         loss_K, clipped_K = policy.clipped(logps_K, old_K, advantages_K, own.clip)
@@ -199,12 +195,16 @@ class Exploring(Ordered):
             loss = loss_K.mean()
         if seen.values is not None and seen.returns is not None:
             of_values = policy.value_loss(
-                self._values(model, found), chosen(seen.values, part), chosen(seen.returns, part), own.value_clip
+                cast(torch.Tensor, found.value_K), chosen(seen.values, part), chosen(seen.returns, part), own.value_clip
             )
             told_["policy/value_loss"] = of_values.detach()
-            loss = loss + own.value_weight * of_values
+            loss = (loss + own.value_weight * of_values) * self._share(len(loss_K))
         self.metrics[True].append(told_)
         return loss
+
+    def _share(self, tokens: int) -> float:
+        """Return by what a mean over so many tokens is multiplied, so that those of all processes make one mean."""
+        return tokens / self.team.means([float(tokens)])[0]
 
     def _parts(self, rows: int) -> Sequence[list[int]]:
         """Return the answers in parts, in another order in each epoch, the same for the same step and seed."""
@@ -227,14 +227,16 @@ class Exploring(Ordered):
         self.metrics[True][-1]["objective/kl"] = distance = seen.distance_B.mean()
         if own.kl_target:
             self.metrics[True][-1]["objective/kl_weight"] = torch.tensor(own.kl_weight)
-            own.kl_weight = policy.steered(own.kl_weight, float(distance), own.kl_target, len(answers))
+            (of_all,) = self.team.means([float(distance)])
+            own.kl_weight = policy.steered(own.kl_weight, of_all, own.kl_target, len(answers) * self.team.size)
 
     def _batch(self, rows: Sequence[dict]) -> Batch:
         return cast(Batch, self._prepare_inputs(self.rows(rows)))
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
-        Path(cast(str, output_dir), STATE).write_text(json.dumps({"kl_weight": self.objective.kl_weight}))
+        if self.args.should_save:
+            Path(cast(str, output_dir), STATE).write_text(json.dumps({"kl_weight": self.objective.kl_weight}))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)

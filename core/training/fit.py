@@ -38,7 +38,7 @@ from core.training.objective import Objective
 from core.training.ordered import Ordered
 from core.training.reference import ask
 from core.training.samples import Samples
-from core.training.shared import Shared
+from core.training.shared import ExploringTogether, Shared
 from core.training.stall import Watchdog
 from core.training.watch import Watch
 from core.tuners import quantized
@@ -61,7 +61,8 @@ def fit(
         raise Stopped("run.stopped")
     _settle(run, context, model)
     train, held_out, rows, collator = _layout(run, context, model, lessons, tokenizer.pad_token_id, objective)
-    total = run.training.max_steps if isinstance(train, Stream) else total_steps(len(train), run.training, team.size)
+    length = 0 if isinstance(train, Stream) else len(train)  # of a stream the step limit is known
+    total = total_steps(length, run.training, team.size, even=run.stage.draws)
     began = identity(model_folder(run.model, context.workspace))
     store = Store(context.folder, lessons.fingerprint, run.saving.keep, team.size, run.launcher.state, began)
     size, counts = _size(model), _count(model, lessons, total, 2 if objective.paired else 1)
@@ -115,7 +116,7 @@ def _make_room(store: Store, context: Context, size: int) -> None:
 def _kind(objective: Objective, rows: Flat | Padder, team: Team) -> Callable[..., Ordered]:
     """Return the Trainer for an objective, in one process or several."""
     if isinstance(objective, Policy):
-        return partial(Exploring, rows=rows)
+        return partial(ExploringTogether if team.size > 1 else Exploring, rows=rows)
     return Shared if team.size > 1 else Ordered
 
 

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from core.data.encode import IGNORED
 from core.models import value_head
+from core.models.value_head import ValueHead
 from core.training import chunks
 from core.training.chunks import bare
 
@@ -73,8 +74,8 @@ class Seen:
     """What a model makes of the places before the tokens that are learned, K of them in B rows."""
 
     logits_K_V: torch.Tensor
-    hidden_K_D: torch.Tensor | None
-    """What its head makes the logits of; None where nobody asked."""
+    value_K: torch.Tensor | None
+    """What a value head says there; None where none was asked."""
     targets_K: torch.Tensor
     """The tokens that are learned."""
     row_K: torch.Tensor
@@ -114,13 +115,13 @@ class Places:
         return values_B_P.flatten(0, 1) if self.learned_B_P.all() else values_B_P[self.learned_B_P]
 
 
-def look(model: Any, batch: Batch, *, hidden: bool = False) -> Seen:
+def look(model: Any, batch: Batch, head: ValueHead | None = None) -> Seen:
     """Return what a model makes of a batch; its head computes the learned places alone where it can."""
     places = Places(model, batch)
-    with value_head.hidden(model) if hidden else nullcontext() as found:
+    with value_head.reading(model, head) if head else nullcontext():
         out = model(**places.given, use_cache=False)
     return Seen(
-        places.chosen(out.logits), places.chosen(found[0]) if found else None,
+        places.chosen(out["logits"]), places.chosen(out["value"]) if head else None,
         places.learned(places.targets_B_P), places.row_K, places.rows, out.get("aux_loss"),
     )  # fmt: skip
 

@@ -9,6 +9,8 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
+from core.team import Team
+
 Parts = list[torch.Tensor]
 """One tensor for each answer, of as many numbers as it has tokens."""
 
@@ -48,8 +50,11 @@ def gae(rewards_B_T: torch.Tensor, values_B_T: torch.Tensor, gamma: float, lam: 
     return torch.stack(found[::-1], 1)
 
 
-def credit(seen: Experience, weight: float, gamma: float, lam: float) -> None:
-    """Set the advantages and returns of every token: its share of the score, less `weight` times the divergence."""
+def credit(seen: Experience, weight: float, gamma: float, lam: float, team: Team) -> None:
+    """Set the advantages and returns of every token: its share of the score, less `weight` times the divergence.
+
+    Advantages have mean 0 and spread 1 over the tokens of all processes.
+    """
     assert seen.values is not None
     pairs = zip(seen.logps, seen.reference, strict=True)
     rewards = [-weight * (own - other) for own, other in pairs]
@@ -60,8 +65,10 @@ def credit(seen: Experience, weight: float, gamma: float, lam: float) -> None:
     lengths = [len(row) for row in seen.values]
     raw = [row[:length] for row, length in zip(advantages_B_T, lengths, strict=True)]
     seen.returns = [row + value for row, value in zip(raw, seen.values, strict=True)]
-    every = torch.cat(raw)
-    mean, spread = every.mean(), every.std(correction=0)
+    every = torch.cat(raw).double()
+    count, total, squares = team.means([float(len(every)), float(every.sum()), float((every**2).sum())])
+    mean = total / count
+    spread = max(squares / count - mean**2, 0.0) ** 0.5
     seen.advantages = [(row - mean) / (spread + 1e-8) for row in raw]
 
 

@@ -39,7 +39,9 @@ class Reward:
 def read(model: Any, head: value_head.ValueHead, batch: Batch) -> torch.Tensor:
     """Return the number of each row of a batch: that at the last token that is learned, the end of its answer."""
     inputs = {name: value for name, value in batch.items() if name != "labels"}
-    values_B_T, learned_B_T = value_head.values(model, head, **inputs), batch["labels"] != IGNORED
+    with value_head.reading(model, head, alone=True):
+        values_B_T = model(**inputs, use_cache=False)["value"]
+    learned_B_T = batch["labels"] != IGNORED
     bounds = batch.get("cu_seq_lens_q")
     if bounds is None:
         at_T = torch.arange(learned_B_T.shape[1], device=learned_B_T.device)

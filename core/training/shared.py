@@ -15,6 +15,7 @@ from core.data.pack import Order
 from core.errors import InputError
 from core.team import Team
 from core.training.arguments import batches
+from core.training.exploring import Exploring
 from core.training.measured import means, sums
 from core.training.objective import Metrics
 from core.training.ordered import Ordered
@@ -26,18 +27,20 @@ class Share(BatchSampler):
     accelerate would fill the last batch of an epoch with rows from its beginning, which then count twice. Here the
     processes get what there is of it; where that is fewer rows than processes, some of the batch before wait for it.
     Only single rows that are too few for all are left to the next epoch.
+
+    even: each process gets as many as any other; what that leaves over waits, too.
     """
 
-    def __init__(self, order: Any, batch: int, team: Team) -> None:
-        self.sampler, self.batch, self.team = order, batch, team
+    def __init__(self, order: Any, batch: int, team: Team, *, even: bool = False) -> None:
+        self.sampler, self.batch, self.team, self.even = order, batch, team, even or batch == 1
 
     def __len__(self) -> int:
-        return batches(len(self.sampler), self.batch, self.team.size)
+        return batches(len(self.sampler), self.batch, self.team.size, even=self.even)
 
     def __iter__(self) -> Iterator[list[int]]:
         rows, size = list(self.sampler), self.team.size
-        if self.batch == 1:
-            rows = rows[: len(self) * size]
+        if self.even:
+            rows = rows[: len(rows) // size * size]
         bounds = [*range(0, len(rows), self.batch * size), len(rows)]
         if len(bounds) > 2:
             bounds[-2] = min(bounds[-2], bounds[-1] - size)
@@ -72,7 +75,7 @@ class Shared(Ordered):
         if is_training and len(dataset) < team.size:
             raise InputError("rank.few_rows", "launcher", rows=len(dataset), size=team.size)
         if is_training:
-            share = Share(self._get_train_sampler(), batch_size, team)
+            share = Share(self._get_train_sampler(), batch_size, team, even=isinstance(self, Exploring))
         elif len(dataset) < team.size:  # all of them look at all there is
             share = Share(self._get_eval_sampler(dataset), batch_size, Team())
         else:
@@ -93,3 +96,7 @@ class Shared(Ordered):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if self.args.should_save:
             super()._save(output_dir, state_dict)
+
+
+class ExploringTogether(Exploring, Shared):
+    """Exploring, as one of several processes: each draws and judges answers of its own."""

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from core.errors import InputError
 from core.rewards import Reward
+from core.team import Team
 from core.training import judging, policy
 from core.training.judging import Answer, by_rule
 from core.training.policy import Experience
@@ -56,7 +57,7 @@ def test_advantages_are_sums_of_surprises() -> None:
 def test_a_score_is_credited_less_what_it_cost() -> None:
     seen = Experience([], torch.tensor([1.0, 0.0]), parts([-1.0, -2.0], [-0.5]), parts([-1.5, -2.0], [-0.7]),
                       torch.zeros(()), parts([0.0, 0.0], [0.0]))  # fmt: skip
-    policy.credit(seen, 0.1, 1.0, 1.0)
+    policy.credit(seen, 0.1, 1.0, 1.0, Team())
     assert seen.returns is not None and seen.advantages is not None
     # without discount the return of a token is all that comes after: 1 at the end, less a tenth of the divergence
     assert [row.tolist() for row in seen.returns] == [pytest.approx([1 - 0.05, 1.0]), pytest.approx([-0.02])]
@@ -65,6 +66,30 @@ def test_a_score_is_credited_less_what_it_cost() -> None:
         1, abs=1e-5
     )
     assert seen.distance_B.tolist() == pytest.approx([0.5, 0.2])
+
+
+def test_the_answers_of_several_processes_are_credited_as_those_of_one() -> None:
+    def credited(team: Team, *which: int) -> Any:
+        rows = [
+            ([-1.0, -2.0], [-1.5, -2.0], [0.1, 0.3], 1.0),
+            ([-0.5], [-0.7], [0.2], 0.0),
+            ([-3.0], [-2.0], [0.4], 4.0),
+        ]
+        logps, reference, values, scores = zip(*(rows[number] for number in which), strict=True)
+        seen = Experience([], torch.tensor(scores), parts(*logps), parts(*reference), torch.zeros(()), parts(*values))
+        policy.credit(seen, 0.1, 0.9, 0.95, team)
+        return torch.cat(seen.advantages or [])
+
+    class Listening(Team):
+        def means(self, numbers: list[float]) -> list[float]:
+            heard.append(numbers)
+            return [sum(own) / 2 for own in zip(*heard[:2], strict=True)] if len(heard) > 2 else numbers
+
+    heard: list[list[float]] = []
+    for which in ((0,), (1, 2)):
+        credited(Listening(), *which)
+    halves = [credited(Listening(), *which) for which in ((0,), (1, 2))]
+    assert torch.allclose(torch.cat(halves), credited(Team(), 0, 1, 2), atol=1e-6)
 
 
 def test_an_answer_is_compared_with_its_group() -> None:

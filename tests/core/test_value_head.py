@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from core.errors import InputError
 from core.models import value_head
-from core.models.value_head import ValueHead, hidden, values, width
+from core.models.value_head import ValueHead, reading, width
 from core.tuners.lora import Lora
 from tests.core import tiny
 
@@ -28,14 +28,19 @@ def test_values_are_a_line_over_the_last_hidden_states(model_type: str, wrapped:
     with torch.no_grad():
         plain = model(**batch, output_hidden_states=True)
         wanted_B_T = (plain.hidden_states[-1] @ head.weight.T + head.bias)[..., 0]
-        with hidden(model) as found:
-            logits_B_T_V = model(**batch).logits
-        values_B_T = head(found[0])
-        alone_B_T = values(model, head, **batch)
+        with reading(model, head):
+            given = model(**batch)
+    alone_B_T, values_B_T, logits_B_T_V = values(model, head, batch), given["value"], given["logits"]
     assert values_B_T.shape == batch["input_ids"].shape and values_B_T.dtype == torch.float32
     assert torch.allclose(values_B_T, wanted_B_T, atol=1e-5) and torch.equal(values_B_T, alone_B_T)
     assert torch.equal(logits_B_T_V, plain.logits)
     assert torch.equal(model(**batch).logits, plain.logits)  # no hook is left
+
+
+def values(model: Any, head: ValueHead, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    with reading(model, head, alone=True):
+        (found,) = model(**batch).values()
+    return found
 
 
 def model_head(model: Any) -> str:
@@ -57,18 +62,18 @@ def test_gradients_go_where_they_are_wanted(tmp_path: Path) -> None:
     model: Any = tiny.tiny_model("llama")
     head = ValueHead(width(model))
     model.requires_grad_(False)
-    values(model, head, **batch).sum().backward()
+    values(model, head, batch).sum().backward()
     assert head.weight.grad is not None and all(p.grad is None for p in model.parameters())
 
     tuned: Any = Lora(rank=2).attach(model, tmp_path)
     head.requires_grad_(False).zero_grad()
-    values(tuned, head, **batch).sum().backward()
+    values(tuned, head, batch).sum().backward()
     assert head.weight.grad is None
     assert {name for name, p in tuned.named_parameters() if p.grad is not None} == {
         name for name, p in tuned.named_parameters() if "lora_" in name
     }
     with tuned.disable_adapter(), torch.no_grad():  # as the reference of one shared base is read
-        assert not values(tuned, head, **batch).requires_grad
+        assert not values(tuned, head, batch).requires_grad
 
 
 def test_what_is_saved_is_loaded_as_it_was(tmp_path: Path) -> None:
