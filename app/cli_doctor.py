@@ -24,7 +24,7 @@ from app.pace import seconds_an_epoch
 from core.config import Run
 from core.forecast import forecast, unforeseen, words
 from core.known import about, suits
-from core.preflight import check_model
+from core.preflight import check_model, check_packages
 from core.runs import environment
 from core.sections import DEMO_MODEL
 from core.workspace import BUNDLED
@@ -78,6 +78,7 @@ def examine(workspace: Path, answer: Answer) -> None:
 def foresee(run: Run, workspace: Path, answer: Answer) -> None:
     """Tell whether a run will fit into memory, and what makes it fit; exit status 0 if it does."""
     check_model(run, workspace)
+    check_packages(run)
     known, better, found = about(run.model.path, workspace), suits(run, workspace), forecast(run, workspace)
     if not found:
         raise unforeseen(run)

@@ -20,7 +20,7 @@ from core import config
 from core.errors import InputError
 from core.forecast import OFFERED, forecast
 from core.known import about, suits
-from core.preflight import check_model
+from core.preflight import check_model, check_packages
 
 BUTTONS = OFFERED + 1
 """Changes that make a run fit, and the settings that suit its model."""
@@ -91,6 +91,7 @@ class Verdict:
             if better := suits(run, self.workspace):
                 offers[fit.advice_told(language, better)] = better
             check_model(run, self.workspace)
+            check_packages(run)
             found = forecast(run, self.workspace)
         except InputError as error:
             return told + fit.problem_told(language, error.problems[0]), "", offers

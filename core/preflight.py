@@ -31,8 +31,7 @@ def check(job: Job, workspace: Path) -> None:
     """Raise InputError, at the setting it belongs to, for the first thing that is wrong."""
     _check_devices(job)
     facts = check_model(job, workspace)
-    if isinstance(job, Run):
-        job.optimizer.check(_device(job))
+    check_packages(job)
     takes = tuple(MEDIA) if facts is None or facts.senses else ()
     if isinstance(job, Run):
         skip = job.data.skip_broken
@@ -43,8 +42,6 @@ def check(job: Job, workspace: Path) -> None:
             _check_rows(job.data.folder, job.data.eval, "data.eval", workspace, job.stage.wanted, takes, skip=skip)
         if judge := job.stage.judge():
             _check_tuned(judge, workspace, f"stage.{job.stage.kind}.reward.judge")
-        for package in job.watching.report_to:
-            check_here(package, "watching.report_to")
         _check_starts(job.tuner.starts(), workspace, f"tuner.{job.tuner.kind}.start")
     if isinstance(job, Evaluation):
         _check_rows(job.evaluated.folder, [job.evaluated.set], "evaluated.set", workspace, ANSWERS, takes)
@@ -81,10 +78,22 @@ def check_model(job: Job, workspace: Path) -> ModelFacts | None:
     return facts
 
 
+def check_packages(job: Job) -> None:
+    """Raise InputError for what its settings need that this machine lacks, above all packages; none is imported."""
+    if job.hardware.cluster:
+        check_here("ray", "hardware.cluster")
+    job.model.quantizer.check(_device(job))
+    if isinstance(job, Run):
+        job.optimizer.check(_device(job))
+        if job.launcher.package:
+            check_here(job.launcher.package, "launcher")
+        for package in job.watching.report_to:
+            check_here(package, "watching.report_to")
+
+
 def _check_devices(job: Job) -> None:
     """Look whether the GPUs that are named are here, and that each process has one; nobody here knows a cluster's."""
     if job.hardware.cluster:
-        check_here("ray", "hardware.cluster")
         return
     here = len(devices(job.hardware.model_copy(update={"devices": []})))
     if absent := [number for number in job.hardware.devices if number >= here]:

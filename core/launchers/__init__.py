@@ -19,6 +19,8 @@ class Launcher(Spec):
     """A way to start the processes of a run; `kind` names it."""
 
     kind: str
+    package: ClassVar[str] = ""
+    """What must be installed for it."""
     wrapper: ClassVar[str] = ""
     """Name of the class that the model is in while it learns; "" where it is in none."""
     state: ClassVar[frozenset[str]] = frozenset({"optimizer.pt"})

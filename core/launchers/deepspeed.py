@@ -20,6 +20,7 @@ class DeepSpeed(Several):
     too large for one GPU."""
 
     kind: Literal["deepspeed"] = "deepspeed"
+    package: ClassVar = "deepspeed"
     wrapper: ClassVar = "DeepSpeedEngine"
     state: ClassVar = frozenset({"latest"})
     zero: Literal[2, 3] = knob(2)

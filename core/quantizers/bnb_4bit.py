@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from core.quantizers import Quantizer
 from core.schema import knob
@@ -18,6 +18,7 @@ class Bnb4Bit(Quantizer):
     A quarter of the memory of bf16, with an adapter above it: QLoRA. A little slower, nearly as good."""
 
     kind: Literal["bnb_4bit"] = "bnb_4bit"
+    package: ClassVar = "bitsandbytes"
     type: Literal["nf4", "fp4"] = knob("nf4", expert=True)
     """4-bit numbers
     nf4 fits weights that are spread like a bell; fp4 is the older kind."""
@@ -42,7 +43,7 @@ class Bnb4Bit(Quantizer):
         from core.models.device import DTYPES
         from core.models.packages import require
 
-        require("bitsandbytes", "model.quantizer")
+        require(self.package, "model.quantizer")
         return BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type=self.type,

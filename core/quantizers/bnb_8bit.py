@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from core.quantizers import Quantizer
 from core.schema import knob
@@ -16,6 +16,7 @@ class Bnb8Bit(Quantizer):
     Half the memory of bf16, with an adapter above it. Closer to the original than 4 bit, slower on a GPU."""
 
     kind: Literal["bnb_8bit"] = "bnb_8bit"
+    package: ClassVar = "bitsandbytes"
     threshold: float = knob(6.0, ge=0, le=1000, expert=True)
     """Outlier threshold
     Columns with larger inputs are computed in 16 bits. 0 computes all in 8. Typical: 6."""
@@ -28,5 +29,5 @@ class Bnb8Bit(Quantizer):
 
         from core.models.packages import require
 
-        require("bitsandbytes", "model.quantizer")
+        require(self.package, "model.quantizer")
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=self.threshold)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from core.errors import InputError
 from core.quantizers import Quantizer
@@ -17,6 +17,7 @@ class Hqq(Quantizer):
     2 to 8 bits, found by calculation and without data. Needs a GPU and the package hqq."""
 
     kind: Literal["hqq"] = "hqq"
+    package: ClassVar = "hqq"
     bits: Literal[8, 4, 3, 2] = knob(4)
     """Bits
     Of each weight. Fewer save memory and cost quality."""
@@ -27,12 +28,16 @@ class Hqq(Quantizer):
     def bytes(self, rows: int, columns: int, width: int) -> float:
         return rows * columns * (self.bits / 8 + 4 / self.group)  # and a scale and a zero point for each group
 
+    def check(self, device: str) -> None:
+        if device != "cuda":
+            raise InputError("quantizer.device", "model.quantizer", given=self.kind, device=device)
+        super().check(device)
+
     def loading(self, dtype: torch.dtype, device: torch.device) -> Any:
         from transformers import HqqConfig
 
         from core.models.packages import require
 
-        if device.type != "cuda":
-            raise InputError("quantizer.device", "model.quantizer", given=self.kind, device=device.type)
-        require("hqq", "model.quantizer")
+        self.check(device.type)
+        require(self.package, "model.quantizer")
         return HqqConfig(nbits=self.bits, group_size=self.group)

@@ -35,7 +35,7 @@ def prepare(run: Run, model: Any) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     state = PartialState(cpu=device.type == "cpu")
     if isinstance(launcher, DeepSpeed):
-        require("deepspeed", "launcher")
+        require(launcher.package, "launcher")
         import deepspeed
         from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
         from deepspeed.runtime.zero.config import ZeroStageEnum

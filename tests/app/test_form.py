@@ -1,11 +1,14 @@
 """The form: every setting has a field, values go there and back, errors come to their field."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
 from app.lean import gr  # isort: skip
+from app.cli_doctor import foresee
+from app.cli_speak import Answer
 from app.fields import element_id
 from app.form import Form
 from app.jobtab import _base
@@ -210,3 +213,14 @@ def test_the_verdict_says_what_is_wrong_with_a_model(tiny_model, tmp_path):
         told = verdict.updates(form, "en", edited(form, model__path=name))[0]["value"]
         assert words in told, name
         assert ("It fits" in told) == (name == "good")
+
+
+def test_the_verdict_and_the_doctor_name_a_package_that_is_not_here(tiny_model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "deepspeed", None)  # find_spec takes it for absent
+    workspace = tiny_model.parent
+    form = make_form(workspace, config.Run)
+    values = edited(form, model__path=tiny_model.name, launcher="deepspeed")
+    assert "pip install deepspeed" in Verdict(workspace).updates(form, "en", values)[0]["value"]
+    with pytest.raises(InputError) as caught:
+        foresee(form.job(values), workspace, Answer(as_json=True))
+    assert (caught.value.code, caught.value.place) == ("package.missing", "launcher")

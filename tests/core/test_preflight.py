@@ -103,6 +103,28 @@ def test_a_device_that_is_found_is_looked_at(broken, monkeypatch):
     assert (raised.value.place, raised.value.code) == ("model.attention", "attention.flex")
 
 
+@pytest.mark.parametrize(
+    ("layer", "place", "package"),
+    [
+        ({"launcher": {"kind": "deepspeed"}}, "launcher", "deepspeed"),
+        ({"hardware": {"cluster": "http://10.0.0.1:8265"}}, "hardware.cluster", "ray"),
+        ({"model": {"quantizer": {"kind": "bnb_4bit"}}}, "model.quantizer", "bitsandbytes"),
+        ({"model": {"quantizer": {"kind": "hqq"}}, "hardware": {"device": "cuda"}}, "model.quantizer", "hqq"),
+        ({"optimizer": {"variant": "8bit"}}, "optimizer.adamw.variant", "bitsandbytes"),
+        ({"optimizer": {"kind": "schedule_free"}, "training": {"schedule": "constant"}}, "optimizer", "schedulefree"),
+        ({"watching": {"report_to": ["wandb"]}}, "watching.report_to", "wandb"),
+    ],
+)
+def test_a_package_that_is_not_here_is_named_before_anything_starts(broken, layer, place, package, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)  # find_spec takes it for absent
+    job = config.resolve(GOOD, layer)
+    for check in (lambda: preflight.check(job, broken), lambda: preflight.check_packages(job)):
+        with pytest.raises(InputError) as raised:
+            check()
+        assert (raised.value.place, raised.value.code) == (place, "package.missing")
+        assert raised.value.params == {"package": package}
+
+
 def test_nothing_to_learn_is_refused():
     idle = {"tuner": {"kind": "freeze", "layers": 0}}
     with pytest.raises(InputError) as raised:
