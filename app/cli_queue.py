@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.table import Table
 
-from app import jobs
+from app import jobs, show
 from app.cli_follow import status
 from app.cli_options import Json, Place, RemoteCode, option, room
-from app.cli_speak import Answer, answering, note, number, say
+from app.cli_speak import Answer, answering, language, note, number, say
 from core import config, queue, runs, slots, sweep
 from core.errors import InputError
 
@@ -86,10 +86,12 @@ def table(name: str, workspace: Path, answer: Answer) -> None:
     shown.add_column(say("runs.name"))
     for key in (keys := list(rows[0].values)):
         shown.add_column(key, justify="right", no_wrap=True)
-    for head in ("state", "step", "loss", "best"):
+    for head in ("state", "step", "loss"):
         shown.add_column(say(f"runs.{head}"), justify="left" if head == "state" else "right", no_wrap=True)
+    best = rows[0].measure
+    shown.add_column(show.metric(language(), best) if best else say("runs.best"), justify="right", no_wrap=True)
     for row in rows:
-        figures = (number(row.step), number(row.loss), number(row.best))
+        figures = number(row.step), number(row.loss), number(row.best if row.measure == best else None)
         shown.add_row(row.run, *(number(row.values.get(key)) for key in keys), status(row.status), *figures)
     answer.show(shown)
 

@@ -158,7 +158,7 @@ def charts(language: str, view: View) -> str:
     ] if {"rewards/chosen", "rewards/rejected"} <= curves.keys() else []  # fmt: skip
     big += chart(language, tr(language, "ui.live.rewards"), rewards)
     told = "".join(
-        small(language, _metric(language, name), _plain(language, series.bins[-1][1]), thin(series, FEW_POINTS))
+        small(language, metric(language, name), _plain(language, series.bins[-1][1]), thin(series, FEW_POINTS))
         for name, series in view.state.metric_curves.items()
         if name not in OWN
     )
@@ -176,7 +176,7 @@ def charts(language: str, view: View) -> str:
     return f'{big}<div class="tb-smalls">{told}{smalls}</div>'
 
 
-def _metric(language: str, name: str) -> str:
+def metric(language: str, name: str) -> str:
     """Return the name of what a stage tells beside its loss, of the rows that learn or of those held out."""
     bare = name.removeprefix("eval ")
     key = f"ui.metric.{bare.replace('/', '_')}"

@@ -30,31 +30,33 @@ def panel(page: Page, language: str, chosen: str) -> str:
     for folder in folders:
         with page.watch.view(folder) as view:
             rows.append(sweep.row(view))
-            drawn = view.state.curves
-            held_out = next(iter(view.state.eval_curves.values()), drawn["eval"])
-            curves[folder.name] = list(thin(drawn["smooth"], POINTS)), list(thin(held_out, POINTS))
+            drawn = view.state.curves["smooth"], sweep.judged(view)
+            curves[folder.name] = list(thin(drawn[0], POINTS)), list(thin(drawn[1], POINTS))
     ranked = sweep.ranked(rows)
     title = escape(tr(language, "ui.sweep.name", name=name))
     told = escape(tr(language, "ui.sweep.count", n=len(rows)))
     head = f'<div class="tb-status"><h2>{title}</h2><span class="tb-fact">{told}</span></div>'
     drawn = sorted(ranked[:COLOURS], key=lambda row: row.number)  # a run keeps its colour when it overtakes another
     styles = {row.run: f"curve-{place}" for place, row in enumerate(drawn)}
-    return head + _table(language, ranked, styles, chosen) + _charts(language, drawn, styles, curves)
+    return head + _table(language, ranked, styles, chosen) + _charts(language, drawn, styles, curves, ranked[0].measure)
 
 
 def _table(language: str, rows: list[sweep.Row], styles: dict[str, str], chosen: str) -> str:
     keys = list(rows[0].values)
     heads = [tr(language, "ui.runs.run"), *(label(language, key) for key in keys)]
-    heads += [tr(language, f"ui.sweep.{key}") for key in ("best", "loss", "step", "status")]
+    best = rows[0].measure
+    heads += [show.metric(language, best) if best else tr(language, "ui.sweep.best")]
+    heads += [tr(language, f"ui.sweep.{key}") for key in ("loss", "step", "status")]
     last = len(heads) - 1
     top = "".join(f"<th{' class=tb-number' if 0 < i < last else ''}>{escape(h)}</th>" for i, h in enumerate(heads))
     lines = ""
     for row in rows:
         key = f'<span class="tb-key {styles[row.run]}"><i></i></span> ' if row.run in styles else ""
+        figures = row.best if row.measure == best else None, row.loss, row.step
         cells = [
             f'<td>{key}<button class="tb-link" data-run="{escape(row.run)}">{escape(row.run)}</button></td>',
             *(f'<td class="tb-number">{escape(figure(language, row.values.get(key)))}</td>' for key in keys),
-            *(f'<td class="tb-number">{number(language, value)}</td>' for value in (row.best, row.loss, row.step)),
+            *(f'<td class="tb-number">{number(language, value)}</td>' for value in figures),
             f"<td>{show.chip(language, row.status)}</td>",
         ]
         lines += f"<tr{' aria-current=true' if row.run == chosen else ''}>{''.join(cells)}</tr>"
@@ -62,12 +64,16 @@ def _table(language: str, rows: list[sweep.Row], styles: dict[str, str], chosen:
     return f'<div class="tb-table" tabindex="0"><table>{inner}</table></div>'
 
 
-def _charts(language: str, rows: list[sweep.Row], styles: dict[str, str], curves: dict[str, tuple[Bins, Bins]]) -> str:
-    drawn = ""
-    for index, key in enumerate(("loss_smooth", "loss_eval")):
-        lines = [
-            Curve(styles[row.run], values_told(language, row.values), curves[row.run][index], dots=index == 1)
-            for row in rows
-        ]
-        drawn += chart(language, tr(language, f"ui.sweep.{key}"), lines)
-    return f'<div class="tb-compared">{drawn}</div>' if drawn else ""
+def _charts(
+    language: str, rows: list[sweep.Row], styles: dict[str, str], curves: dict[str, tuple[Bins, Bins]], best: str
+) -> str:
+    """Return the curves of the training loss, and of what the runs are ranked by; best: as for sweep.Row.measure."""
+    title = show.metric(language, best) if best else tr(language, "ui.sweep.loss_eval")
+    losses = [_curve(language, row, styles, curves[row.run][0]) for row in rows]
+    judged = [_curve(language, row, styles, curves[row.run][1], dots=not best) for row in rows if row.measure == best]
+    told = chart(language, tr(language, "ui.sweep.loss_smooth"), losses) + chart(language, title, judged)
+    return f'<div class="tb-compared">{told}</div>' if told else ""
+
+
+def _curve(language: str, row: sweep.Row, styles: dict[str, str], bins: Bins, *, dots: bool = False) -> Curve:
+    return Curve(styles[row.run], values_told(language, row.values), bins, dots=dots)

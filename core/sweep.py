@@ -9,6 +9,7 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from core import config, preflight, queue, runs, yamls
 from core.errors import InputError, Problem
 from core.files import read_json, write_json
 from core.runs import View
+from core.series import Series
 
 FILE = "sweep.json"
 MOST = 64
@@ -90,7 +92,9 @@ def make(cells: Sequence[Cell], workspace: Path) -> list[Path]:
         base, folders = _base(cells[0].job.name, len(cells), workspace), []
         for number, cell in enumerate(cells, start=1):
             folder = runs.create(cell.job.model_copy(update={"name": f"{base}-{number}"}), workspace)
-            write_json(folder / FILE, {"sweep": base, "number": number, "values": cell.values})
+            write_json(folder / FILE, {
+                "sweep": base, "number": number, "values": cell.values, "measure": cell.job.stage.measure,
+            })  # fmt: skip
             folders.append(folder)
     queue.add(folders, workspace)
     return folders
@@ -108,24 +112,44 @@ class Row:
     loss: float | None
     """The last loss of the training, smoothed."""
     best: float | None
-    """The lowest loss on held-out rows."""
+    """The lowest loss on held-out rows; or the last of what its stage goes by, smoothed."""
+    measure: str = ""
+    """The curve that its stage goes by, the higher the better; "" where it goes by the loss."""
 
 
 def row(view: View) -> Row:
     """Return the line of a run in the table of its sweep."""
     mark, curves = read_json(view.folder / FILE), view.state.curves
+    measure = mark.get("measure", "")
     loss = curves["smooth"].bins[-1][1] if curves["smooth"].bins else None
-    held_out = next(iter(view.state.eval_curves.values()), curves["eval"])  # the first set, as for the best model
-    best = min((lowest for _, _, lowest, _ in held_out.bins), default=None)
-    return Row(view.name, mark.get("number", 0), mark.get("values", {}), view.status, view.state.step, loss, best)
+    best = _last(judged(view)) if measure else min((lowest for _, _, lowest, _ in judged(view).bins), default=None)
+    given = mark.get("number", 0), mark.get("values", {})
+    return Row(view.name, *given, view.status, view.state.step, loss, best, measure)
+
+
+def judged(view: View) -> Series:
+    """Return the curve by which a run of a sweep is ranked."""
+    state = view.state
+    if measure := read_json(view.folder / FILE).get("measure", ""):
+        return state.curves.get(measure, Series())
+    return next(iter(state.eval_curves.values()), state.curves["eval"])  # the first set, as for the best model
+
+
+def _last(curve: Series) -> float | None:
+    """Return the end of a curve, smoothed as that of the training loss is."""
+    values = [mean for _, mean, _, _ in curve.bins]
+    return reduce(lambda smooth, value: 0.8 * smooth + 0.2 * value, values) if values else None
 
 
 def ranked(rows: Iterable[Row]) -> list[Row]:
-    """Return the lines of a table, the best first: by the lowest held-out loss, then by the last training loss."""
+    """Return the lines of a table, the best first.
 
-    def rank(row: Row) -> tuple[float, float, int]:
-        best, loss = (math.inf if value is None else value for value in (row.best, row.loss))
-        return best, loss, row.number
+    By what their stage goes by, which is the lowest held-out loss where it names nothing; then by the training loss.
+    """
+
+    def rank(row: Row) -> tuple[bool, float, float, int]:
+        best = math.inf if row.best is None else -row.best if row.measure else row.best
+        return not row.measure, best, math.inf if row.loss is None else row.loss, row.number
 
     return sorted(rows, key=rank)
 

@@ -20,6 +20,8 @@ class Stage(Spec):
     draws: ClassVar[bool] = False
     """Whether it learns from answers that the model draws itself; then no rows are held out."""
 
+    measure: ClassVar[str] = ""
+    """The curve that tells how well a run went, the higher the better; "" where the loss does."""
     answers: ClassVar[bool] = True
     """Whether what it teaches is to answer."""
     heads: ClassVar[bool] = False

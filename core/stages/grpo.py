@@ -23,6 +23,7 @@ class Grpo(Stage):
     kind: Literal["grpo"] = "grpo"
     wanted: ClassVar = ("answer",)
     draws: ClassVar = True
+    measure: ClassVar = "rewards/mean"
     reward: Reward = knob(Reward())
     """Reward
     What an answer is worth."""

@@ -23,6 +23,7 @@ class Ppo(Stage):
     kind: Literal["ppo"] = "ppo"
     wanted: ClassVar = ("answer",)
     draws: ClassVar = True
+    measure: ClassVar = "rewards/mean"
     reward: Reward = knob(Reward())
     """Reward
     What an answer is worth."""

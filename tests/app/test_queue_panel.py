@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from app.cli_queue import table
+from app.cli_speak import Answer
 from app.form import Form
 from app.lean import gr
 from app.page import Page
@@ -137,3 +139,21 @@ def test_a_sweep_is_compared_once_one_of_its_runs_is_chosen(page: Page) -> None:
 
 def test_values_are_told_by_the_labels_of_their_settings() -> None:
     assert values_told("ru", {"tuner.rank": 8, "tuner": "lora", "of.old": True}) == "Ранг 8 · Метод lora · of.old True"
+
+
+def test_board_and_command_line_name_the_reward_that_ranks_a_sweep(
+    page: Page, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layer = {"name": "drawn", "stage": {"kind": "grpo", "reward": {"by": "json"}}}
+    folders = sweep.make(sweep.cells(sweep.axes([("tuner.rank", "4,8")]), layer), page.workspace)
+    for folder, reward in zip(folders, (0.25, 0.75), strict=True):
+        writer = Writer(folder)
+        for step in (1, 2):
+            writer.write("step", step=step, total=2, loss=0.1 + reward, metrics={"rewards/mean": reward})
+    told = panel(page, "en", folders[0].name)
+    assert "<th class=tb-number>Reward</th>" in told and "Best held-out" not in told
+    assert told.index("drawn-2") < told.index("drawn-1") and told.count("<figure") == 2
+    table("drawn", page.workspace, Answer(as_json=False))
+    head, first, second = capsys.readouterr().out.splitlines()
+    assert head.split()[-1] == "Reward" and first.startswith("drawn-2") and first.endswith("0.75")
+    assert second.startswith("drawn-1") and second.endswith("0.25")

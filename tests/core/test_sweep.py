@@ -127,3 +127,18 @@ def test_the_best_stands_first_and_none_last(paused: Path, base: dict) -> None:
     assert [row.status for row in rows] == ["done", "new", "new", "new"]
     assert rows[1].loss == pytest.approx(0.8 * 2.0 + 0.2 * 1.0) and rows[3].loss is None  # smoothed
     assert [row.step for row in rows] == [2, 2, 2, 0]
+
+
+def test_runs_that_learn_from_rewards_are_ranked_by_them(paused: Path, base: dict) -> None:
+    axes = sweep.axes([("stage.drawing.temperature", "0.5,1.0,1.5")])
+    folders = sweep.make(sweep.cells(axes, base, {"stage": {"kind": "grpo"}}), paused)
+    curves = [([0.9, 0.1], [0.1, 0.1]), ([0.9, 0.8], [0.1, 0.6]), ([], [])]  # the lower loss has the lower reward
+    for folder, (losses, rewards) in zip(folders, curves, strict=True):
+        writer = Writer(folder)
+        for step, (loss, reward) in enumerate(zip(losses, rewards, strict=True), start=1):
+            writer.write("step", step=step, total=2, loss=loss, metrics={"rewards/mean": reward})
+        queue.drop(folder)
+    rows = sweep.ranked(sweep.row(runs.look(folder)) for folder in folders)
+    assert [row.number for row in rows] == [2, 1, 3] and {row.measure for row in rows} == {"rewards/mean"}
+    assert [row.best for row in rows] == [pytest.approx(0.8 * 0.1 + 0.2 * 0.6), pytest.approx(0.1), None]
+    assert sweep.judged(runs.look(folders[1])).bins[-1][1] == 0.6
