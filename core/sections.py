@@ -76,7 +76,9 @@ class Model(Spec):
         return re.sub(r"^https://huggingface\.co/([^/]+/[^/?#]+).*", r"\1", given) if isinstance(given, str) else given
 
     @model_validator(mode="after")
-    def _flash_in_16_bits(self) -> Model:
+    def _wishes_go_together(self) -> Model:
+        if self.context and self.rope == "none":
+            raise crossed("rope.no_way", "model.context")
         if self.attention.startswith("flash") and self.precision == "fp32":
             raise crossed("attention.precision", "model.precision")
         return self

@@ -86,6 +86,7 @@ MODELS: dict[str, str] = {
     "adapter.not_finite": "The adapter in {folder} holds numbers that are not finite: {names}. The training went wrong: use an earlier checkpoint.",
     "rope.none": "The positions of {model} are not rotary, so they can't be stretched. Lower the cutoff length instead.",
     "rope.twice": "The positions of this model are stretched already ({given}). Set it to none.",
+    "rope.no_way": "A context alone changes nothing: positions are stretched in some way or not at all. Choose how (model.rope), or set the context to 0.",
     "rope.no_context": "To how many tokens shall the model be stretched? Give the context.",
     "data.beyond_context": "{count} rows are longer than the {context} tokens that the model was made for. Lower the cutoff length, or stretch its positions (model.rope).",
     "data.beyond_positions": "{count} rows are longer than the {context} tokens that the model has positions for. Lower the cutoff length.",

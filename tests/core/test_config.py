@@ -78,6 +78,7 @@ WRONG = {
     "huge rank": ({"tuner": {"rank": 10**9}}, "tuner.lora.rank", "config.less_than_equal"),
     "unknown tuner": ({"tuner": {"kind": "magic"}}, "tuner", "config.union_tag_invalid"),
     "unknown precision": ({"model": {"precision": "fp1"}}, "model.precision", "config.literal_error"),
+    "context that nothing is stretched to": ({"model": {"context": 1024}}, "model.context", "rope.no_way"),
     "stream without end": ({"data": {"streaming": True}}, "training.max_steps", "data.stream_endless"),
     "shares": ({"data": {"mix": "interleave_over", "shares": [0.5, 0.5]}}, "data.shares", "data.shares_count"),
     "shares sum": ({"data": {"mix": "interleave_over", "shares": [0.5]}}, "data.shares", "data.shares_sum"),
