@@ -19,7 +19,7 @@ from app.jobs import server
 from app.talk import Message, Part, answers, asked, bring_up
 from core import config, runs
 from core.errors import InputError, Problem
-from core.sections import Generation
+from core.generation import Generation
 from core.serving.client import Endpoint, endpoint, image_part
 
 POLL_SECONDS = 0.2

@@ -12,7 +12,7 @@ from typing import Any
 
 from app import jobs
 from core import config, runs
-from core.sections import Generation
+from core.generation import Generation
 from core.serving.client import Endpoint, endpoint, stream
 
 Message = dict[str, Any]

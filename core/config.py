@@ -15,10 +15,11 @@ from pydantic import TypeAdapter, ValidationError, model_validator
 
 from core import yamls
 from core.errors import InputError, Problem
+from core.generation import Generation
 from core.messages import MESSAGES
 from core.run import NAME, Run
 from core.schema import Setting, Spec, crossed, knob, settings
-from core.sections import DEMO_DATA, Generation, Hardware, Model
+from core.sections import DEMO_DATA, Hardware, Model
 
 
 class Evaluated(Spec):

@@ -16,7 +16,7 @@ from core.data.rows import ANSWERS, Broken, examples
 from core.errors import InputError
 from core.export.target import target
 from core.formats import MEDIA
-from core.models import attention
+from core.models import attention, liger
 from core.models.inspect import ModelFacts, inspect, inspect_adapter
 from core.models.packages import check_here
 from core.models.packed import packing
@@ -85,6 +85,8 @@ def check_packages(job: Job) -> None:
     job.model.quantizer.check(_device(job))
     if isinstance(job, Run):
         job.optimizer.check(_device(job))
+        if job.training.liger:
+            liger.check(_device(job))
         if job.launcher.package:
             check_here(job.launcher.package, "launcher")
         for package in job.watching.report_to:

@@ -17,9 +17,9 @@ from app.i18n import tr
 from app.page import QUIET, TELLING, Page
 from core import config, runs
 from core.errors import InputError, Problem
+from core.generation import Generation
 from core.runs import View
 from core.schema import settings
-from core.sections import Generation
 
 KEY, ORDER = "chat", 30
 COLUMNS = 4

@@ -50,6 +50,8 @@ MODELS: dict[str, str] = {
     "precision.fp16_cpu": "A CPU does not train in fp16: the run computes in fp32.",
     "precision.no_head": "{model} has no head of its own whose output could be in fp32. Turn it off.",
     "precision.nothing_to_offload": "The run computes on the CPU: its activations are in the memory of the machine already, so none are moved.",
+    "liger.device": "Fused kernels run on GPUs that know CUDA, and the run computes on “{device}”. Turn them off.",
+    "liger.model": "There are no fused kernels for {model}. Turn them off.",
     "s2.attention": "Shifted attention is computed in a way of its own and can't go together with {attention}. Set the attention to auto, or shifted attention to 0.",
     "s2.length": "{share} of a cutoff of {cutoff} tokens is no even number of tokens: attention stays full. Choose another cutoff, for example a power of two.",
     "s2.model": "The attention of {model} can't be replaced, so it can't be shifted. Set shifted attention (training.s2) to 0.",

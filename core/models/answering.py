@@ -23,10 +23,10 @@ from core.data.render import TEMPLATE_FAULTS, controls, escaped
 from core.data.tokens import Tokenizer
 from core.errors import InputError
 from core.formats import Message
+from core.generation import Generation
 from core.models import damage
 from core.models.rope import context
 from core.models.senses import on
-from core.sections import Generation
 
 Beside = Callable[[list[int], int], dict[str, torch.Tensor]]
 """(where each row begins, how wide the batch is) -> what the model gets beside the tokens (Senses.beside)."""

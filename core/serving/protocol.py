@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from core.data.media import BYTES
 from core.errors import InputError, Problem
 from core.formats import PLACES
-from core.sections import Generation
+from core.generation import Generation
 
 STATUS = {"chat.unknown_model": 404, "chat.busy": 429, "chat.unauthorized": 401, "chat.stopped": 503}
 """HTTP status of an error's code; any other is 400."""

@@ -20,10 +20,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from core.data.encode import IGNORED
 from core.data.pack import Flat, Padder
 from core.errors import InputError
+from core.generation import Generation
 from core.models import value_head
 from core.models.answering import draw, sampling
 from core.models.rope import context
-from core.sections import Generation
 from core.training import policy
 from core.training.judging import Answer, Judge, told
 from core.training.moving import unsettle

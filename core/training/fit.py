@@ -20,7 +20,7 @@ from core.data.pairs import Apart, Pairs, Sides
 from core.data.prompts import Asked, Prompts
 from core.data.stream import Stream
 from core.errors import InputError, NotFinite, Stopped
-from core.models import damage
+from core.models import damage, liger
 from core.models.device import pick_device
 from core.models.identity import identity
 from core.models.loading import model_folder
@@ -189,13 +189,16 @@ def _ask(trainer: Any, rows: Flat | Padder, lessons: Lessons, context: Context, 
 
 def _settle(run: Run, context: Context, model: PreTrainedModel) -> None:
     """Hold and compute the parts of the model as the settings ask for: where, and in which number formats."""
-    training = run.training
-    run.optimizer.check(pick_device(run.hardware).type)
+    training, device = run.training, pick_device(run.hardware).type
+    run.optimizer.check(device)
     engines.prepare(run, model)
     if run.model.precision == "fp16" and model.device.type == "cpu":
         context.events.write("warning", code="precision.fp16_cpu", place="model.precision", params={})
     if run.model.precision == "pure_bf16":
         narrow(model)
+    if training.liger:
+        liger.check(device)
+        liger.fuse(model)
     if training.upcast_norms:
         upcast_norms(model)
     if training.upcast_logits:

@@ -13,11 +13,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from core.data.album import Album
 from core.data.encode import IGNORED, Encoded
+from core.generation import Generation
 from core.models import rope
 from core.models.answering import draw, sampling
 from core.models.s2 import NAME as S2
 from core.models.varlen import NAME as VARLEN
-from core.sections import Generation
 from core.watching import Watching
 from core.workspace import Context
 

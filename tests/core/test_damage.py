@@ -16,10 +16,11 @@ from core import config
 from core.errors import InputError
 from core.evaluation.run import evaluate
 from core.export.merge import export
+from core.generation import Generation
 from core.models import damage
 from core.models.answering import draw, sampling
 from core.models.lineup import Lineup
-from core.sections import Generation, Hardware, Model
+from core.sections import Hardware, Model
 from core.serving.server import _failure
 from tests.conftest import copy_of
 from tests.core.helpers import of_type, train

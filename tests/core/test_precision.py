@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from core.models import device, precision
+from core.errors import InputError
+from core.models import device, liger, precision
 from core.models.device import compute_dtype, training_dtype
 from core.sections import Model
 from core.tuners.full import Full
@@ -154,3 +155,30 @@ def test_auto_is_what_the_processor_multiplies_itself(
         losses[kind] = [event["loss"] for event in of_type(folder, "step")]
     assert losses["auto"] == pytest.approx(losses["fp32"], rel=0.005)
     assert (losses["auto"] == losses["fp32"]) is not native
+
+
+KERNELS = """
+def fuse(model, rope=True, cross_entropy=False, fused_linear_cross_entropy=True):
+    model.fused = {"rope": rope, "losses": [cross_entropy, fused_linear_cross_entropy]}
+
+def _apply_liger_kernel_to_instance(model, **wanted):
+    MODEL_TYPE_TO_APPLY_LIGER_FN[model.config.model_type](model, **wanted)
+
+MODEL_TYPE_TO_APPLY_LIGER_FN = {"llama": fuse}
+"""
+"""The two names of liger-kernel 0.8.5 that are used of it; the kernels themselves need a GPU."""
+
+
+def test_fused_kernels_are_put_into_models_that_they_know(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "liger_kernel" / "transformers"
+    package.mkdir(parents=True)
+    for folder in (package, package.parent):
+        (folder / "__init__.py").touch()
+    (package / "monkey_patch.py").write_text(KERNELS)
+    monkeypatch.syspath_prepend(tmp_path)
+    model: Any = Lora(rank=2).attach(tiny.tiny_model("llama"), tmp_path)
+    liger.fuse(model)
+    assert model.get_base_model().fused == {"rope": True, "losses": [False, False]}
+    with pytest.raises(InputError) as caught:
+        liger.fuse(tiny.tiny_model("gpt2"))
+    assert (caught.value.code, caught.value.place) == ("liger.model", "training.liger")

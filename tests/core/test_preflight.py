@@ -54,6 +54,7 @@ WRONG = {
     "pickled weights": ({"model": {"path": "pickled"}}, "model.path", "model.unsafe"),
     "unknown type": ({"model": {"path": "wobble"}}, "model.path", "model.unknown_type"),
     "package that is not here": ({"model": {"path": "packed"}}, "model.path", "package.missing"),
+    "fused kernels on a CPU": ({"training": {"liger": True}}, "training.liger", "liger.device"),
     "no data": ({"data": {"folder": "nowhere"}}, "data.folder", "path.missing"),
     "no set": ({"data": {"train": ["zzz"]}}, "data.train", "data.unknown_set"),
     "no evaluation set": ({"data": {"eval": "zzz"}}, "data.eval", "data.unknown_set"),
@@ -113,6 +114,7 @@ def test_a_device_that_is_found_is_looked_at(broken, monkeypatch):
         ({"optimizer": {"variant": "8bit"}}, "optimizer.adamw.variant", "bitsandbytes"),
         ({"optimizer": {"kind": "schedule_free"}, "training": {"schedule": "constant"}}, "optimizer", "schedulefree"),
         ({"watching": {"report_to": ["wandb"]}}, "watching.report_to", "wandb"),
+        ({"training": {"liger": True}, "hardware": {"device": "cuda"}}, "training.liger", "liger_kernel"),
     ],
 )
 def test_a_package_that_is_not_here_is_named_before_anything_starts(broken, layer, place, package, monkeypatch):

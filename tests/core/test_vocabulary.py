@@ -17,12 +17,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PhiConfig, PhiForC
 from core import config
 from core.errors import InputError
 from core.export.merge import export
+from core.generation import Generation
 from core.models import vocabulary
 from core.models.adapters import load_adapter
 from core.models.answering import draw, sampling
 from core.models.lineup import Lineup
 from core.models.loading import load, load_tokenizer
-from core.sections import Generation, Hardware, Model
+from core.sections import Hardware, Model
 from core.tuners.lora import Lora
 from tests.core import tiny
 from tests.core.helpers import train, weights
