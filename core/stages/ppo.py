@@ -49,7 +49,8 @@ class Ppo(Stage):
     Typical: 6."""
     normalize: bool = knob(False, expert=True)
     """Normalize rewards
-    Bring the rewards of each step to mean 0 and spread 1: for reward models with large or shifted numbers."""
+    Bring rewards to mean 0 and spread 1 by all that the run has seen of them so far: for reward models with large or
+    shifted numbers."""
     value_weight: float = knob(0.1, gt=0, le=10, expert=True)
     """Weight of the value loss
     How much is learned to foretell rewards beside how to get them. Typical: 0.1 to 0.5."""
@@ -80,13 +81,14 @@ class Ppo(Stage):
         from core.training import course
         from core.training.exploring import Policy
         from core.training.judging import judging
+        from core.training.running import Running
 
         def prepare(model: Any, tokenizer: Any) -> tuple[Any, Policy]:
             model, judge = judging(run, context, model, tokenizer, self.reward)
             return model, Policy(
                 tokenizer, judge, run.tuner.keeps_base(), self.drawing.temperature, self.drawing.max_new_tokens,
                 self.epochs, self.together(run.training.batch_size), self.clip, self.kl_weight,
-                normalize=self.normalize, kl_target=self.kl_target, value_weight=self.value_weight,
+                running=Running() if self.normalize else None, kl_target=self.kl_target, value_weight=self.value_weight,
                 value_clip=self.value_clip, gamma=self.gamma, lam=self.lam,
             )  # fmt: skip
 

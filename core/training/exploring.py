@@ -31,6 +31,7 @@ from core.training.objective import Batch, Metrics, Seen, look
 from core.training.ordered import Ordered
 from core.training.policy import Experience, chosen
 from core.training.preference import without_adapter
+from core.training.running import Running
 
 STATE = "policy.json"
 
@@ -51,7 +52,8 @@ class Policy:
     kl_weight: float
     group: int = 1
     scale: bool = True
-    normalize: bool = False
+    running: Running | None = None
+    """What scores are brought to mean 0 and spread 1 by; None where they stay as they are."""
     kl_target: float = 0.0
     value_weight: float = 0.0
     value_clip: float = 0.2
@@ -119,8 +121,9 @@ class Exploring(Ordered):
         if own.group > 1:
             policy.compare(seen, own.group, scale=own.scale)
         else:
-            if own.normalize:
-                seen.scores_B = (scores_B - scores_B.mean()) / (scores_B.std(correction=0) + 1e-8)
+            if own.running:
+                own.running.add(scores_B)
+                seen.scores_B = own.running.scaled(scores_B)
             policy.credit(seen, own.kl_weight, own.gamma, own.lam, self.team)
         self._tell(seen, scores_B, answers)
         return seen

@@ -37,6 +37,7 @@ from core.training.loggers import Reports
 from core.training.objective import Objective
 from core.training.ordered import Ordered
 from core.training.reference import ask
+from core.training.running import Running
 from core.training.samples import Samples
 from core.training.shared import ExploringTogether, Shared
 from core.training.stall import Watchdog
@@ -78,7 +79,13 @@ def fit(
         data_collator=collator,
         train_dataset=train,  # type: ignore[arg-type]  # a sequence of rows is all that Trainer needs
         eval_dataset=held_out.get("", held_out),  # type: ignore[arg-type]
-        callbacks=[watch, best, watchdog, *([] if team.rank else [Reports(run, context.folder)])],
+        callbacks=[
+            watch,
+            best,
+            watchdog,
+            *_running(objective, team, found),
+            *([] if team.rank else [Reports(run, context.folder)]),
+        ],
         pace=run.tuner.pace,
         objective=objective,
         team=team,
@@ -111,6 +118,14 @@ def _found(run: Run, store: Store, context: Context, size: int) -> tuple[Path, i
 def _make_room(store: Store, context: Context, size: int) -> None:
     if context.team.rank == 0:
         store.check_space(size)
+
+
+def _running(objective: Objective, team: Team, found: tuple[Path, int] | None) -> list[Running]:
+    """Return the mean and spread that an objective keeps, as the checkpoint has them that the run goes on from."""
+    kept = objective.running if isinstance(objective, Policy) else None
+    if kept:
+        kept.go_on(team, found and found[0])
+    return [kept] if kept else []
 
 
 def _kind(objective: Objective, rows: Flat | Padder, team: Team) -> Callable[..., Ordered]:

@@ -160,6 +160,27 @@ def test_answers_that_are_all_worth_the_same_end_no_run(make_run: MakeRun) -> No
     assert [e["metrics"]["rewards/mean"] for e in told] == [0.0] * 5 and told[-1]["loss"] == 0
 
 
+def test_one_answer_a_step_is_normalized_by_those_before_it(
+    make_run: MakeRun, bold: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its own mean each would be worth nothing."""
+    worth: list[float] = []
+    credit = policy.credit
+
+    def watched(seen: Experience, *given: float) -> None:
+        worth.extend(seen.scores_B.tolist())
+        credit(seen, *given)
+
+    monkeypatch.setattr(policy, "credit", watched)
+    judged = ["stage.drawing.max_new_tokens=8", "stage.reward.by=regex", "stage.reward.pattern=e"]
+    alone = ["training.batch_size=1", "training.max_steps=6", "data.eval_share=0", "stage.normalize=true"]
+    train(folder := make_run("alone", "stage=ppo", f"model.path={bold}", *judged, *alone))
+    told = torch.tensor([e["metrics"]["rewards/mean"] for e in of_type(folder, "step")])
+    spread = [told[: n + 1].std().item() if n else 0.0 for n in range(6)]
+    wanted = [(told[n] - told[: n + 1].mean()).item() / (spread[n] + 1e-8) for n in range(6)]
+    assert worth == pytest.approx(wanted, abs=1e-4) and max(map(abs, worth)) > 0.5
+
+
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_a_reward_model_judges(make_run: MakeRun, workspace: Path, kind: str, bold: Path) -> None:
     """It was taught to like “red”; as an adapter it shares the base, and is no part of what is saved."""

@@ -34,7 +34,7 @@ STAGES: dict[str, list[str]] = {
     "simpo": ["data.train=[pairs.jsonl]"],
     "cpo": ["data.train=[pairs.jsonl]"],
     "kto": ["data.train=[feedback.jsonl]"],
-    "ppo": ["data.train=[orders]", *DRAWING, "stage.kl_target=3", "stage.minibatch=3"],
+    "ppo": ["data.train=[orders]", *DRAWING, "stage.kl_target=3", "stage.minibatch=3", "stage.normalize=true"],
     "grpo": ["data.train=[orders]", *DRAWING, "stage.group=2"],
 }
 TUNERS: dict[str, list[str]] = {
