@@ -53,9 +53,10 @@ class Dpo(Stage):
     def train(self, run: Run, context: Context) -> dict[str, float]:
         from core.training import course
         from core.training.preference import AgainstReference
+        from core.training.running import Running
 
         objective = AgainstReference(
             self.loss, self.beta, self.label_smoothing, self.sft_weight, self.tail_weight,
-            asks=self.precompute or not run.tuner.keeps_base(),
+            running=Running() if self.loss == "bco_pair" else None, asks=self.precompute or not run.tuner.keeps_base(),
         )  # fmt: skip
         return course.train(run, context, objective)

@@ -36,6 +36,7 @@ from core.training.exploring import Exploring, Policy
 from core.training.loggers import Reports
 from core.training.objective import Objective
 from core.training.ordered import Ordered
+from core.training.preference import AgainstReference
 from core.training.reference import ask
 from core.training.running import Running
 from core.training.samples import Samples
@@ -122,7 +123,7 @@ def _make_room(store: Store, context: Context, size: int) -> None:
 
 def _running(objective: Objective, team: Team, found: tuple[Path, int] | None) -> list[Running]:
     """Return the mean and spread that an objective keeps, as the checkpoint has them that the run goes on from."""
-    kept = objective.running if isinstance(objective, Policy) else None
+    kept = objective.running if isinstance(objective, AgainstReference | Policy) else None
     if kept:
         kept.go_on(team, found and found[0])
     return [kept] if kept else []

@@ -32,9 +32,9 @@ def ipo(difference_B: torch.Tensor, beta: float) -> torch.Tensor:
     return (difference_B - 1 / (2 * beta)) ** 2
 
 
-def bco(chosen_B: torch.Tensor, rejected_B: torch.Tensor) -> torch.Tensor:
-    """Return BCO for pairs (Jung et al., arXiv 2404.04656) of rewards, beta times ratio, without their moving shift."""
-    return -logsigmoid(chosen_B) - logsigmoid(-rejected_B)
+def bco(chosen_B: torch.Tensor, rejected_B: torch.Tensor, shift: float = 0.0) -> torch.Tensor:
+    """Return BCO for pairs (Jung et al., arXiv 2404.04656) of rewards, beta times ratio; shift: the mean of rewards."""
+    return -logsigmoid(chosen_B - shift) - logsigmoid(shift - rejected_B)
 
 
 def kto(

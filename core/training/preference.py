@@ -14,6 +14,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from core.training import losses
 from core.training.chunks import bare
 from core.training.objective import Batch, Metrics, Said, say
+from core.training.running import Running
 
 
 def without_adapter(model: Any) -> AbstractContextManager[Any]:
@@ -87,6 +88,8 @@ class AgainstReference:
     """Weight of the cross-entropy of the better answers."""
     tail: float = 1.0
     """As for weighed_B."""
+    running: Running | None = None
+    """Of the rewards of all answers so far, whose mean is the shift of bco_pair; None: no shift."""
     asks: bool = False
     per_token = False
     paired = True
@@ -95,6 +98,8 @@ class AgainstReference:
         said = say(model, tokens(batch))
         ratio_B = weighed_B(said, self.tail) - reference_B(model, batch, said, self.tail)
         chosen_B, rejected_B = (self.beta * ratio_B).chunk(2)
+        if self.running and model.training:
+            self.running.add(self.beta * ratio_B)
         loss = self._loss(ratio_B, chosen_B, rejected_B, said).mean()
         if self.imitate:
             loss = loss + self.imitate * imitation(said)
@@ -108,7 +113,7 @@ class AgainstReference:
                 better_B, worse_B = (ratio_B / said.counts_B()).chunk(2)
                 return losses.ipo(better_B - worse_B, self.beta)
             case "bco_pair":
-                return losses.bco(chosen_B, rejected_B)
+                return losses.bco(chosen_B, rejected_B, self.running.mean if self.running else 0.0)
             case "hinge":
                 return losses.hinge(chosen_B - rejected_B)
             case "robust":

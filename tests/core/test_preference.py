@@ -20,7 +20,9 @@ from core.models.varlen import isolate
 from core.sections import Data
 from core.training import losses
 from core.training.measured import means, sums
-from core.training.preference import AgainstReference, LikedOrNot, OddsRatio, WithoutReference
+from core.training.objective import say
+from core.training.preference import AgainstReference, LikedOrNot, OddsRatio, WithoutReference, tokens
+from core.training.running import Running
 from core.tuners.lora import Lora
 from tests.conftest import copy_of, write_rows
 from tests.core.helpers import of_type, train, weights
@@ -148,6 +150,28 @@ def test_losses_over_comparisons(tuned: Any, tiny_model: Path, compared: Path) -
             assert told["rewards/margins"] == pytest.approx(told["rewards/chosen"] - told["rewards/rejected"], abs=1e-5)
         accuracy = (ratios["chosen"] > ratios["rejected"]).float().mean()
         assert one(expected[0][0], tuned, batch)[1]["rewards/accuracies"] == accuracy
+
+
+@torch.no_grad()
+def test_answers_are_judged_from_the_mean_of_all_rewards_so_far(tuned: Any, tiny_model: Path, compared: Path) -> None:
+    """BCO: the batch that is learned from counts, one that is only looked at does not."""
+    batch = batches(tuned, tiny_model, compared, "pairs.jsonl", ("ranking",), Sides)[0]
+    running = Running()
+    bco = AgainstReference("bco_pair", 0.3, running=running)
+    told = one(AgainstReference("bco_pair", 0.3), tuned, batch)[1]
+    running.add(torch.tensor([1.0, 3.0]))
+    own = [told["rewards/chosen"], told["rewards/rejected"]]
+    pairs = len(PAIRS)
+    shift = (4.0 + pairs * sum(own)) / (2 + 2 * pairs)
+    one(bco, tuned.train(), batch)
+    assert running.mean == pytest.approx(shift, abs=1e-5) and running.count == 2 + 2 * pairs
+    seen = say(tuned, tokens(batch))
+    with tuned.disable_adapter():
+        reward_B = 0.3 * (seen.sums_B() - say(tuned, tokens(batch)).sums_B())
+    chosen_B, rejected_B = reward_B.chunk(2)
+    wanted = (-torch.sigmoid(chosen_B - shift).log() - torch.sigmoid(shift - rejected_B).log()).mean().item()
+    assert one(bco, tuned.eval(), batch)[0] == pytest.approx(wanted, abs=1e-4)
+    assert running.count == 2 + 2 * pairs
 
 
 @torch.no_grad()

@@ -48,6 +48,7 @@ WAYS: dict[str, list[str]] = {
     "mixture": ["data.train=[orders, chats]", "data.mix=interleave_over", "training.accumulation=2"],
     "packed": ["data.packing=always", "data.cutoff=64"],
     "precomputed": ["stage=dpo", "data.train=[pairs.jsonl]", "stage.precompute=true"],
+    "shift": ["stage=dpo", "data.train=[pairs.jsonl]", "stage.loss=bco_pair"],
     "best": ["watching.best=true", "training.eval_every=1", "data.eval_share=0.1"],
 }
 """Of sft with LoRA, but for what they say."""
