@@ -94,11 +94,9 @@ def phase(language: str, view: View) -> str:
 
 
 def last_loss(view: View) -> float | None:
-    """Return the newest loss worth telling: on held-out rows, else the smoothed one of the training."""
-    for curve in (*view.state.eval_curves.values(), view.state.curves["smooth"]):
-        if curve.bins:
-            return curve.bins[-1][1]
-    return None
+    """Return the last loss of the training, smoothed."""
+    curve = view.state.curves["smooth"]
+    return curve.bins[-1][1] if curve.bins else None
 
 
 def problem(view: View) -> Problem | None:

@@ -1,0 +1,35 @@
+"""What the command line tells of a run that has ended."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.cli_runs import list_
+from app.cli_speak import Answer
+from core import config, runs
+from core.events import Writer
+from core.files import write_json
+
+
+def ended(workspace: Path, cause: str, *events: dict[str, Any]) -> Path:
+    """Return the folder of a run that has told this and ended so."""
+    folder = runs.create(config.resolve({"name": "ended", "optimizer": {"learning_rate": 0.5}}), workspace)
+    writer = Writer(folder)
+    writer.write("started", job="train")
+    for event in events:
+        writer.write(event["type_"], **{name: value for name, value in event.items() if name != "type_"})
+    writer.close()
+    write_json(folder / runs.EXIT, {"status": 13, "signal": None, "cause": cause, "ended": 1.0})
+    return folder
+
+
+def test_the_last_loss_is_that_of_the_training_whatever_was_measured_last(tmp_path: Path) -> None:
+    steps: list[dict[str, Any]] = [
+        {"type_": "step", "step": n, "total": 2, "loss": loss} for n, loss in ((1, 2.0), (2, 1.0))
+    ]
+    folder = ended(tmp_path, "done", *steps, {"type_": "eval", "step": 2, "loss": 9.0, "seconds": 0.1})
+    list_(tmp_path, answer := Answer(as_json=True))
+    assert [(row["name"], row["loss"]) for row in answer.fields["runs"]] == [(folder.name, pytest.approx(1.8))]
