@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,17 @@ def finish(folder: Path, detach: bool, answer: Answer) -> View:
     note(ended, style="green" if answer.status == 0 else "red")
     # what was given wrong stays wrong: such a run can only be begun anew
     if view.status in runs.RESUMABLE and view.state.job == "train" and answer.status != BAD_INPUT:
-        note(say("resume", run=view.name))
+        note(_onward(view))
     return view
+
+
+def _onward(view: View) -> str:
+    """Return how to go on with a run that has ended early; one that broke before its first checkpoint would again."""
+    job, left = jobs.settings(view.folder), any((view.folder / "checkpoints").glob("checkpoint-*"))
+    if view.status != "nan" or left or not isinstance(job, config.Run):
+        return say("resume", run=view.name)
+    settings = shlex.quote(str(view.folder / "run.yaml"))
+    return say("anew", settings=settings, rate=f"{job.optimizer.learning_rate / 10:g}")
 
 
 def follow(folder: Path) -> View:

@@ -1,4 +1,4 @@
-"""What the command line tells of a run that has ended."""
+"""What the command line tells of a run that has ended, and of its last loss."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from app.cli_follow import finish
 from app.cli_runs import list_
 from app.cli_speak import Answer
 from core import config, runs
@@ -33,3 +34,18 @@ def test_the_last_loss_is_that_of_the_training_whatever_was_measured_last(tmp_pa
     folder = ended(tmp_path, "done", *steps, {"type_": "eval", "step": 2, "loss": 9.0, "seconds": 0.1})
     list_(tmp_path, answer := Answer(as_json=True))
     assert [(row["name"], row["loss"]) for row in answer.fields["runs"]] == [(folder.name, pytest.approx(1.8))]
+
+
+@pytest.mark.parametrize(("cause", "checkpoint", "anew"), [
+    ("nan", False, True), ("nan", True, False), ("killed", False, False),
+])  # fmt: skip
+def test_a_run_that_broke_before_its_first_checkpoint_is_to_be_begun_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], cause: str, checkpoint: bool, anew: bool
+) -> None:
+    folder = ended(tmp_path, cause)
+    if checkpoint:
+        (folder / "checkpoints" / "checkpoint-2").mkdir(parents=True)
+    finish(folder, detach=False, answer=Answer(as_json=False))
+    told = capsys.readouterr().err
+    assert ("tuneboard runs resume ended" in told) != anew
+    assert (f"tuneboard train {folder / 'run.yaml'} optimizer.learning_rate=0.05" in told) == anew
