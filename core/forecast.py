@@ -92,6 +92,13 @@ def forecast(run: Run, workspace: Path, there: Room | None = None) -> Forecast |
     return foresee(begun, _with_tokens(shapes, run.model, workspace), stored, there or room(run.hardware))
 
 
+def check(run: Run, workspace: Path) -> None:
+    """Raise InputError for settings of the tuner that a model whose files are here has no place for."""
+    folder = locate(run.model.path, workspace, "model.path")
+    if found := _read(folder, stamp(folder)):
+        run.tuner.check(found[0])
+
+
 def unforeseen(run: Run) -> InputError:
     """Return why there is no forecast of a run."""
     if run.hardware.cluster:

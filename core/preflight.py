@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from core import templates
+from core import forecast, templates
 from core.config import Evaluation, Export, Job, Run, Serving, load
 from core.data.describe import find
 from core.data.rows import ANSWERS, Broken, examples
@@ -21,6 +21,7 @@ from core.models.inspect import ModelFacts, inspect, inspect_adapter
 from core.models.packages import check_here
 from core.models.packed import packing
 from core.models.room import devices, room
+from core.models.targets import alike
 from core.workspace import HUB_ID, locate, tuned
 
 SECONDS = 0.5
@@ -75,6 +76,8 @@ def check_model(job: Job, workspace: Path) -> ModelFacts | None:
         _check_packed(job, facts.packed)
     if isinstance(job, Run) and job.training.router_aux_loss and not facts.experts:
         raise InputError("moe.no_router", "training.router_aux_loss", model=facts.model_type)
+    if isinstance(job, Run) and not facts.packed and alike(facts.model_type):
+        forecast.check(job, workspace)
     return facts
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,7 +117,7 @@ def describe(folder: Path, place: str = "model.path") -> ModelFacts:
         vocabulary=_whole(text, "vocab_size"),
         chat_template=has_template(folder, place),
         packed=packed_by(config),
-        experts=any("expert" in key and isinstance(n, int | list) and n not in (0, 1) for key, n in _settings(config)),
+        experts=has_experts(config),
         senses=any((folder / name).is_file() for name in PROCESSORS),
     )
 
@@ -149,6 +149,11 @@ def inspect_adapter(folder: Path, place: str = "tuned") -> AdapterFacts:
     check_config(config, max(stored, 1), str(folder), place)
     base = str(config.get("base_model_name_or_path") or "")
     return AdapterFacts(base, kind, rank, sum(entry.size for entry in tensors.values()))
+
+
+def has_experts(config: Mapping[str, Any]) -> bool:
+    """Return whether a config tells of experts."""
+    return any("expert" in key and isinstance(n, int | list) and n not in (0, 1) for key, n in _settings(config))
 
 
 def has_template(folder: Path, place: str = "model.path") -> bool:
@@ -194,7 +199,7 @@ def _refuse_foreign_code(folder: Path, config: dict[str, Any], place: str) -> No
                          shard=str(config["transformers_weights"]))  # fmt: skip
 
 
-def _settings(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def _settings(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield every key and value of a config, those of configs inside it, too."""
     for key, value in config.items():
         yield key, value

@@ -85,6 +85,11 @@ class Shapes:
     """config.json; of a model with several parts, with that of its text part laid over it."""
 
     @cached_property
+    def parts(self) -> frozenset[str]:
+        """What stands between dots in names."""
+        return frozenset(part for name in self.tensors for part in name.split("."))
+
+    @cached_property
     def stack(self) -> str:
         """The name of the stack of text blocks; "" where there is none."""
         stacks: dict[str, int] = {}

@@ -8,14 +8,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Sequence
+from functools import lru_cache
 
 from pydantic_core import PydanticCustomError
 
+from core.errors import InputError
 from core.models.adapter_check import endless
-from core.models.shapes import APART, Linear, Shapes, named
+from core.models.registry import of_type
+from core.models.shapes import APART, HEADS, Linear, Shapes, named
 
 FUSED = re.compile(r"\.(mamba|mixer)\.(out_proj|x_proj|dt_proj)$")
 """Layers of Mamba's kin whose weights a fused kernel reads past any adapter."""
+
+RENAMED = (
+    "deepseek_v4", "ernie4_5_vl_moe", "glm5_next", "granite_speech", "granitemoe", "granitemoehybrid", "hunyuan_vl",
+    "hy_v3", "idefics2", "kimi_k25", "kimi_linear", "laguna", "minimax", "minimax_m2", "mixtral", "molmo2",
+    "nemotron_h", "nemotron_h_omni", "olmo_hybrid", "paddleocr_vl", "phimoe", "qwen2_5_omni", "qwen2_5_vl", "qwen2_vl",
+    "qwen3_omni_moe", "step3p7",
+)  # fmt: skip
+"""Types of the registry whose files have other names or matrices than the model in memory."""
+RANGE = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?")
+"""One part of a list of layers: the first and the last of it."""
+END = re.compile(r"(?<![\\\w])\w+$")
+"""What the name of a module must end with to fit a target."""
 
 
 def ending(targets: list[str]) -> list[str]:
@@ -25,6 +40,40 @@ def ending(targets: list[str]) -> list[str]:
     return targets
 
 
+def numbers(layers: str) -> set[int]:
+    """Return the numbers that a text such as 0-3,6 means; none for one that means nothing."""
+    found = [RANGE.fullmatch(part.strip()) for part in layers.split(",")]
+    parts = [range(int(part[1]), int(part[2] or part[1]) + 1) for part in found if part]
+    return set().union(*parts) if len(parts) == len(found) and all(parts) else set()
+
+
+def within(layers: str, count: int) -> set[int] | None:
+    """Return the numbers of those of `count` layers that get an adapter, None for all; raise InputError where one is
+    missing."""
+    wanted = numbers(layers) if layers else None
+    if wanted and max(wanted) >= count:
+        raise InputError("lora.no_layer", "tuner.lora.layers", given=max(wanted), last=count - 1)
+    return wanted
+
+
+def alike(model_type: str) -> bool:
+    """Return whether files of this type are known to have the names and matrices of the model in memory."""
+    return bool(of_type(model_type)) and model_type not in RENAMED
+
+
+def check_names(shapes: Shapes, given: Sequence[str], place: str) -> None:
+    """Raise InputError at `place` for a name, or a regular expression of names, with an end that no module has."""
+    for one in given:
+        end, plain = END.search(one), not re.search(r"[^\w.]", one)
+        if one == "all-linear" or not end or "|" in one or "(?" in one:
+            continue
+        if not any(part == end[0] if plain else part.endswith(end[0]) for part in shapes.parts.union(HEADS)):
+            modules = {name.split(".")[-2] for name in shapes.tensors if name.endswith(".weight") and "." in name[:-7]}
+            known = sorted(module for module in modules if not module.isdigit())
+            raise InputError("tuner.no_module", place, module=one, known=", ".join(known[:20]))
+
+
+@lru_cache(maxsize=1 << 15)
 def fits(name: str, target: str) -> bool:
     """Return whether a target fits the name of a layer.
 

@@ -60,6 +60,13 @@ class Tuner(Spec):
         """
         raise NotImplementedError
 
+    def check(self, shapes: Shapes) -> None:
+        """Raise InputError, as `attach` would, for settings that a model with files of these shapes has no place for.
+
+        Of a model whose files have the names and matrices that it has in memory.
+        """
+        self.learns(self.grown(shapes))
+
     def against(self, quantizer: str) -> tuple[LiteralString, str] | None:
         """Return (code, place) of what stands against a quantizer, by its kind; None where nothing does."""
         return None if quantizer == "none" else self.needs_whole()

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, LiteralString
 
 from core.errors import InputError
-from core.models.shapes import APART, BLOCK, Shapes
+from core.models.shapes import APART, BLOCK, Shapes, named
 from core.models.tables import tables
+from core.models.targets import check_names
 from core.schema import knob
 from core.tuners import Rows, Tuner, learn, save_whole
 
@@ -32,10 +33,14 @@ class Freeze(Tuner):
 
     def learns(self, shapes: Shapes, tokens: int = 0) -> dict[str, tuple[int, ...]]:
         names = list(shapes.tensors)
-        chosen = self._of_layers(names) | self._of_modules(names)
+        chosen = self._of_layers(names) | {name for name in names if named(name, self.extra)}
         if tokens:  # whole tables get gradients, of which only the new rows are not zero
             chosen |= tables(shapes).keys()
         return {name: shape for name, shape in shapes.tensors.items() if name in chosen}
+
+    def check(self, shapes: Shapes) -> None:
+        super().check(shapes)
+        check_names(shapes, self.extra, "tuner.freeze.extra")
 
     def against_tokens(self, *, decay: bool) -> tuple[LiteralString, str] | None:
         return ("vocabulary.decay", "optimizer") if decay else None
@@ -73,7 +78,7 @@ class Freeze(Tuner):
         """Return the parameters of the modules named in `extra`; raise InputError for a name that fits none."""
         found: set[str] = set()
         for module in self.extra:
-            fitting = {name for name in names if f".{module}." in f".{name}."}
+            fitting = {name for name in names if named(name, [module])}
             if not fitting:
                 known = sorted({part for name in names for part in name.split(".") if not part.isdigit()})
                 raise InputError("tuner.no_module", "tuner.freeze.extra", module=module, known=", ".join(known[:20]))

@@ -13,11 +13,11 @@ from pydantic import field_validator, model_validator
 from core.errors import InputError
 from core.files import aside
 from core.models import added
-from core.models.inspect import inspect_adapter
+from core.models.inspect import has_experts, inspect_adapter
 from core.models.jsons import read_json
 from core.models.shapes import Linear, Shapes, named, taken_for_experts
 from core.models.tables import ends
-from core.models.targets import ending, targeted
+from core.models.targets import check_names, ending, numbers, targeted, within
 from core.schema import crossed, knob
 from core.tuners import Rows, Tuner, quantized
 from core.workspace import tuned
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ADAPTER, CONFIG = "default", "adapter_config.json"
-RANGE = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?")
-"""One part of a list of layers: the first and the last of it."""
 
 
 class Lora(Tuner):
@@ -111,7 +109,7 @@ class Lora(Tuner):
 
     @model_validator(mode="after")
     def _layers_are_numbers(self) -> Lora:
-        if self.layers and not _numbers(self.layers):
+        if self.layers and not numbers(self.layers):
             raise crossed("lora.layers", "tuner.lora.layers", given=self.layers[:80])
         return self
 
@@ -149,13 +147,22 @@ class Lora(Tuner):
         return added.beneath(shapes, self.extra, tokens)
 
     def learns(self, shapes: Shapes, tokens: int = 0) -> dict[str, tuple[int, ...]]:
-        linears = targeted(shapes, self.targets, self._layers(len(shapes.blocks)), self.extra)
-        linears += [] if self.layers else ends(shapes, self.targets, table=True)
-        linears = [one for one in linears if not named(one.name, self.extra)]
-        linears = [one for one in linears if not taken_for_experts(str(shapes.config.get("model_type")), one.name)]
+        linears = self._linears(shapes)
         learning = added.copied(shapes, self.extra, tokens) | added.rows(shapes, self.extra, tokens)
         learning |= added.beside_linears(linears, self.rank, lengths=self.dora)
         return learning | (added.beside_experts(shapes, self.rank) if self.experts else {})
+
+    def check(self, shapes: Shapes) -> None:
+        if self.go_on:
+            return  # an adapter that is there says what it needs
+        check_names(shapes, self.extra, "tuner.lora.extra")
+        check_names(shapes, self.targets, "tuner.lora.targets")
+        within(self.layers, len(shapes.blocks))
+        if self.experts and not has_experts(shapes.config):
+            raise InputError("lora.no_experts", "tuner.lora.experts", model=str(shapes.config.get("model_type")))
+        sides = [min(one.rows, one.columns) for one in self._linears(shapes)] if self.pissa else []
+        if self.rank > (limit := min(sides, default=self.rank)):
+            raise InputError("lora.pissa_rank", "tuner.lora.rank", rank=self.rank, limit=limit)
 
     def attach(
         self, model: PreTrainedModel, folder: Path, tokens: Sequence[int] = (), rows: Rows = ()
@@ -177,7 +184,7 @@ class Lora(Tuner):
             if self.go_on:
                 return continued(model, self.start[-1], folder, above=bool(self._under()))
         indices, whole = self._tables(model, tokens)
-        layers = self._layers(len(blocks(model)[1])) if self.layers else None
+        layers = within(self.layers, len(blocks(model)[1])) if self.layers else None
         targets = chosen(model, self.targets, "tuner.lora.targets", layers, lora=True, whole=extra)
         self._check_apart(model, targets, indices)
         config = LoraConfig(
@@ -261,17 +268,16 @@ class Lora(Tuner):
         found |= {"extra": config.get("modules_to_save") or [], "experts": bool(config.get("target_parameters"))}
         return self.model_copy(update=found)
 
+    def _linears(self, shapes: Shapes) -> list[Linear]:
+        """Return the layers that get an adapter."""
+        linears = targeted(shapes, self.targets, within(self.layers, len(shapes.blocks)), self.extra)
+        linears += [] if self.layers else ends(shapes, self.targets, table=True)
+        linears = [one for one in linears if not named(one.name, self.extra)]
+        return [one for one in linears if not taken_for_experts(str(shapes.config.get("model_type")), one.name)]
+
     def _under(self) -> list[str]:
         """Return what is put into the weights, so that something new is trained above it."""
         return self.start[:-1] if self.go_on else self.start
-
-    def _layers(self, count: int) -> set[int] | None:
-        """Return the numbers of those of `count` layers that get an adapter, None for all; raise InputError where one
-        is missing."""
-        wanted = _numbers(self.layers) if self.layers else None
-        if wanted and max(wanted) >= count:
-            raise InputError("lora.no_layer", "tuner.lora.layers", given=max(wanted), last=count - 1)
-        return wanted
 
     def _tables(self, model: PreTrainedModel, tokens: Sequence[int]) -> tuple[dict[str, list[int]], list[str]]:
         """Return (the rows that learn by name of their table, names of the tables that learn whole instead)."""
@@ -291,10 +297,3 @@ class Lora(Tuner):
         taken = {*indices, *([embedding_name(model)] if self.pissa or self.loftq else [])}
         if table := next((name for name in taken for target in targets if f".{name}".endswith(f".{target}")), ""):
             raise InputError("lora.table", "tuner.lora.targets", module=table)
-
-
-def _numbers(layers: str) -> set[int]:
-    """Return the numbers that a text such as 0-3,6 means; none for one that means nothing."""
-    found = [RANGE.fullmatch(part.strip()) for part in layers.split(",")]
-    parts = [range(int(part[1]), int(part[2] or part[1]) + 1) for part in found if part]
-    return set().union(*parts) if len(parts) == len(found) and all(parts) else set()

@@ -13,7 +13,7 @@ from core.errors import InputError
 from core.files import aside
 from core.models.shapes import Linear, Shapes
 from core.models.tables import ends
-from core.models.targets import ending, targeted
+from core.models.targets import check_names, ending, targeted
 from core.schema import knob
 from core.tuners import Rows, Tuner
 
@@ -56,8 +56,12 @@ class Oft(Tuner):
 
     def learns(self, shapes: Shapes, tokens: int = 0) -> dict[str, tuple[int, ...]]:
         turns = self.block * (self.block - 1) // 2
-        chosen = [*targeted(shapes, self.targets), *ends(shapes, self.targets, table=False)]
-        return {f"{linear.name}.oft_R": (linear.columns // self.block, turns) for linear in chosen}
+        return {f"{one.name}.oft_R": (one.columns // self.block, turns) for one in self._linears(shapes)}
+
+    def check(self, shapes: Shapes) -> None:
+        check_names(shapes, self.targets, "tuner.oft.targets")
+        if odd := next((one for one in self._linears(shapes) if one.columns % self.block), None):
+            raise _uneven(self.block, odd.name, odd.columns)
 
     def against_tokens(self, *, decay: bool) -> tuple[LiteralString, str]:
         return "vocabulary.tuner", "tuner"
@@ -83,10 +87,7 @@ class Oft(Tuner):
             tuned: Any = turn_anything(get_peft_model(model, config))
         for name, module in tuned.named_modules():
             if isinstance(module, OFTLayer) and module.oft_block_size["default"] != self.block:
-                raise InputError(
-                    "oft.block", "tuner.oft.block", given=self.block,
-                    module=name.removeprefix("base_model.model."), width=module.in_features,
-                )  # fmt: skip
+                raise _uneven(self.block, name.removeprefix("base_model.model."), module.in_features)
         for parameter in tuned.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
@@ -97,3 +98,11 @@ class Oft(Tuner):
             model.save_pretrained(place)
             tokenizer.save_pretrained(place)
         return folder / "adapter"
+
+    def _linears(self, shapes: Shapes) -> list[Linear]:
+        """Return the layers that are turned."""
+        return [*targeted(shapes, self.targets), *ends(shapes, self.targets, table=False)]
+
+
+def _uneven(block: int, module: str, width: int) -> InputError:
+    return InputError("oft.block", "tuner.oft.block", given=block, module=module, width=width)

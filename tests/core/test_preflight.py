@@ -70,6 +70,17 @@ WRONG = {
         "model.attention",
         "model.attention",
     ),
+    "target": ({"tuner": {"targets": ["all-linear", "q_porj"]}}, "tuner.lora.targets", "tuner.no_module"),
+    "pattern": ({"tuner": {"targets": [r".*layers\.\d+\..*porj"]}}, "tuner.lora.targets", "tuner.no_module"),
+    "whole module": ({"tuner": {"extra": ["norn"]}}, "tuner.lora.extra", "tuner.no_module"),
+    "layer": ({"tuner": {"layers": "0-99"}}, "tuner.lora.layers", "lora.no_layer"),
+    "experts": ({"tuner": {"experts": True}}, "tuner.lora.experts", "lora.no_experts"),
+    "singular parts": ({"tuner": {"rank": 1000, "pissa": True}}, "tuner.lora.rank", "lora.pissa_rank"),
+    "turned layer": ({"tuner": {"kind": "oft", "targets": ["q_porj"]}}, "tuner.oft.targets", "tuner.no_module"),
+    "block": ({"tuner": {"kind": "oft", "block": 7}}, "tuner.oft.block", "oft.block"),
+    "frozen layers": ({"tuner": {"kind": "freeze", "layers": 99}}, "tuner.freeze.layers", "freeze.layers"),
+    "module": ({"tuner": {"kind": "freeze", "extra": ["norn"]}}, "tuner.freeze.extra", "tuner.no_module"),
+    "new blocks": ({"tuner": {"kind": "expand", "blocks": 99}}, "tuner.expand.blocks", "expand.blocks"),
     "other columns": ({"data": {"train": ["columns"]}}, "data.train", "data.no_column"),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,14 @@ from peft.tuners.lora import LoraLayer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from core import config, templates
+from core.models.linear import linear
 from core.models.registry import Entry, entries, find, of_type, page
+from core.models.targets import alike, check_names
 from core.tuners.lora import Lora
+from core.tuners.oft import Oft
 from tests.conftest import ROOT
 from tests.core import tiny
+from tests.core.test_memory import shapes_of
 
 TYPES = sorted({entry.type for entry in entries() if entry.type})
 CANNOT: dict[str, tuple[type[Exception], str]] = {
@@ -94,10 +99,23 @@ def test_of_type():
     assert of_type("") == [] and of_type("nonsense") == []
 
 
+def check_cold(model: Any, folder: Path) -> None:
+    """See that nothing that can be attached is refused when the files are looked at."""
+    shapes, layers = shapes_of(model, folder), [model.get_submodule(name) for name in linear(model)]
+    holders = [name for name, module in model.named_modules() if name and next(module.parameters(), None) is not None]
+    lasts = {name.rpartition(".")[2] for name in holders}
+    check_names(shapes, [*lasts, *(f".*{last}" for last in lasts)], "")
+    Lora(rank=min(min(layer.weight.shape) for layer in layers), pissa=True).check(shapes)
+    widths = [layer.weight.shape[isinstance(layer, torch.nn.Linear)] for layer in layers]
+    Oft(block=math.gcd(*widths)).check(shapes)
+
+
 @pytest.mark.parametrize("model_type", [name for name in (*TYPES, *EXTRA) if name not in CANNOT])
 def test_type_learns(model_type: str, tmp_path: Path):
     model, batch = trained_part(model_type), tiny.tiny_batch(*filter(None, [INPUTS.get(model_type)]))
     assert sum(parameter.numel() for parameter in model.parameters()) < 10_000_000
+    if alike(model_type):
+        check_cold(model, tmp_path / "files")
     step(model, batch)
     attached: Any = Lora(rank=4).attach(model, tmp_path)
     layers = [name.removeprefix("base_model.model.") for name, module in attached.named_modules()
