@@ -151,6 +151,7 @@ MODELS: dict[str, str] = {
     "expand.unfit": "Blocks can't be put between those of a model of type {model}: it would answer otherwise or could not be loaded again. Choose another method.",
     "lora.layers": "“{given}” names no layers. Write numbers and ranges, from 0 on: 0-3,6.",
     "lora.no_layer": "The model has no layer {given}: they are numbered from 0 to {last}. Mend the layers.",
+    "lora.elsewhere": "“{module}” means nothing in the layers that are given. They count the blocks of the text part alone, from 0 to {last}; what sees or hears, heads and tables have no number there. Leave the layers empty, or choose other targets.",
     "lora.experts": "Adapters on experts can't go together with dropout, DoRA, PiSSA, EVA or LoftQ. Turn those off, or leave out the experts.",
     "lora.of_experts": "In models of the type {type} peft takes {module} for the experts, wherever it stands. Leave it out of the targets; for adapters on the experts turn experts on.",
     "lora.experts_packed": "Adapters on experts need weights as they are stored. Set the quantization to none, or turn experts off.",

@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from core.errors import InputError
-from core.models.blocks import numbered
+from core.models.blocks import blocks, numbered
 from core.models.shapes import taken_for_experts
-from core.models.targets import apart, fits, means
+from core.models.targets import apart, elsewhere, fits, means
 from core.models.vocabulary import by_rows
 
 KINDS = ("FalconLinear", "Linear4bit", "Linear8bitLt", "QuantLinear", "QuantizedLinear", "HQQLinear", "EetqLinear",
@@ -49,10 +49,12 @@ def chosen(
     found: dict[str, None] = {}
     for target in targets:
         fitting = [name for name, parts in takers.items() if means(target, name, parts)]
+        if not fitting:
+            raise _none_meant(model, target, takers, place, lora=lora)
         if layers is not None:
             fitting = [name for name, number in numbered(model, fitting).items() if number in layers]
         if not fitting:
-            raise _none_meant(model, target, takers, place, lora=lora)
+            raise elsewhere(target, len(blocks(model)[1]))
         if lora:
             fitting = [name for name in fitting if not taken_for_experts(model.config.model_type, name)]
         if not fitting:

@@ -56,6 +56,19 @@ def within(layers: str, count: int) -> set[int] | None:
     return wanted
 
 
+def check_layers(shapes: Shapes, targets: Sequence[str], layers: str) -> None:
+    """Raise InputError for layers that are missing, or in which a target means nothing that it means elsewhere."""
+    wanted = within(layers, len(shapes.blocks))
+    for target in targets if wanted else ():
+        if targeted(shapes, [target]) and not targeted(shapes, [target], wanted):
+            raise elsewhere(target, len(shapes.blocks))
+
+
+def elsewhere(target: str, count: int) -> InputError:
+    """Return the error for a target that means nothing in the layers that are given, of `count`."""
+    return InputError("lora.elsewhere", "tuner.lora.layers", module=target, last=count - 1)
+
+
 def alike(model_type: str) -> bool:
     """Return whether files of this type are known to have the names and matrices of the model in memory."""
     return bool(of_type(model_type)) and model_type not in RENAMED

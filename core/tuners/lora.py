@@ -17,7 +17,7 @@ from core.models.inspect import has_experts, inspect_adapter
 from core.models.jsons import read_json
 from core.models.shapes import Linear, Shapes, named, taken_for_experts
 from core.models.tables import ends
-from core.models.targets import check_names, ending, numbers, targeted, within
+from core.models.targets import check_layers, check_names, ending, numbers, targeted, within
 from core.schema import crossed, knob
 from core.tuners import Rows, Tuner, quantized
 from core.workspace import tuned
@@ -50,7 +50,7 @@ class Lora(Tuner):
     experts, and what sees or hears must be named: lm_head, embed_tokens, .*vision_tower.*q_proj."""
     layers: str = knob("", max_length=1000, coerce_numbers_to_str=True, expert=True)
     """Layers
-    Numbers of the layers that get an adapter, from 0 on: 0-3,6. Left empty: all."""
+    Numbers of the layers of the text part that get an adapter, from 0 on: 0-3,6. Left empty: all."""
     extra: list[str] = knob([], max_length=64, expert=True)
     """Modules that learn whole
     Names such as embed_tokens, lm_head or norm, which are trained and saved beside the adapter and get none."""
@@ -157,7 +157,7 @@ class Lora(Tuner):
             return  # an adapter that is there says what it needs
         check_names(shapes, self.extra, "tuner.lora.extra")
         check_names(shapes, self.targets, "tuner.lora.targets")
-        within(self.layers, len(shapes.blocks))
+        check_layers(shapes, self.targets, self.layers)
         if self.experts and not has_experts(shapes.config):
             raise InputError("lora.no_experts", "tuner.lora.experts", model=str(shapes.config.get("model_type")))
         sides = [min(one.rows, one.columns) for one in self._linears(shapes)] if self.pissa else []

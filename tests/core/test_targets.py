@@ -17,6 +17,7 @@ from core.errors import InputError
 from core.forecast import forecast
 from core.models import linear
 from core.models.memory import plan
+from core.preflight import check_model
 from core.tuners import Tuner
 from core.tuners.lora import Lora
 from core.tuners.oft import Oft
@@ -96,6 +97,17 @@ def test_patterns_without_end_are_refused_where_they_are_set(kind: str, target: 
         config.resolve({"tuner": {"kind": kind, "targets": ["q_proj", target]}})
     assert (caught.value.code, caught.value.place) == ("tuner.endless", f"tuner.{kind}.targets")
     assert caught.value.params["given"] == target[:80]
+
+
+def test_layers_are_those_of_the_text_part(llava: Path, tmp_path: Path) -> None:
+    tuner = Lora(rank=2, targets=["q_proj", "vision_tower.*q_proj"], layers="1")
+    model: Any = AutoModelForImageTextToText.from_pretrained(llava)
+    run = config.resolve({"model": {"path": str(llava)}, "tuner": tuner.model_dump()})
+    for ask in (lambda: tuner.attach(model, tmp_path), lambda: check_model(run, tmp_path)):
+        with pytest.raises(InputError) as caught:
+            ask()
+        assert (caught.value.code, caught.value.place) == ("lora.elsewhere", "tuner.lora.layers")
+        assert caught.value.params == {"module": "vision_tower.*q_proj", "last": 1}
 
 
 def test_a_pattern_of_all_is_all_linear(tmp_path: Path) -> None:
