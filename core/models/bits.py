@@ -12,9 +12,7 @@ from transformers import PreTrainedModel
 from transformers.quantizers import AutoHfQuantizer
 
 from core.errors import InputError
-
-READ_PAST = {"mamba": ["lm_head", "x_proj", "dt_proj", "out_proj"]}
-"""Type of model -> layers whose weights it multiplies itself, past the layer: packed ones it could not."""
+from core.models.packed import READ_PAST
 
 PACKED = ("Linear4bit", "Linear8bitLt")
 """Classes of packed layers."""
@@ -22,7 +20,7 @@ PACKED = ("Linear4bit", "Linear8bitLt")
 
 def whole(model_type: str) -> list[str] | None:
     """Return the layers of a type of model that are never packed; None where the libraries know them all."""
-    return READ_PAST.get(model_type)
+    return ["lm_head", *READ_PAST[model_type]] if model_type in READ_PAST else None
 
 
 def check(made: PreTrainedModel, quantization: Any) -> None:

@@ -46,6 +46,18 @@ PACKINGS = {
 """What transformers 5.23 reads (quantizers/auto.py), as far as its checks tell what each needs."""
 
 
+READ_PAST: Mapping[str, tuple[str, ...]] = {"mamba": ("x_proj", "dt_proj", "out_proj")}
+"""Type of model -> layers whose weights it multiplies itself, past the layer: packed ones it could not."""
+SHARED: Mapping[str, tuple[str, ...]] = {"zamba": ("shared_transf",)}
+"""Type of model -> modules of which several places share the weights: transformers leaves those as they are."""
+
+
+def stays(model_type: str, module: str) -> bool:
+    """Return whether bitsandbytes leaves a linear layer as it is, by its name."""
+    whole = {*READ_PAST.get(model_type, ()), *SHARED.get(model_type, ())}
+    return not whole.isdisjoint(module.split("."))
+
+
 def method(config: Mapping[str, Any]) -> str:
     """Return the quant_method of a config.json, "" where the weights are as they were trained."""
     found = config.get("quantization_config") or config.get("compression_config")

@@ -51,6 +51,8 @@ TIED = ("gemma", "cohere")
 NORMED = ("qwen3", "gemma3", "gemma4", "olmo2", "olmo3", "olmoe", "exaone4", "dots1")
 """Beginnings of types that have norms of queries and keys, of which no config tells."""
 HEADS = ("lm_head", "embed_out", "output_layer")
+LOOKED_UP = re.compile(r"(^|\.)(w[tp]e|(?!patch_)\w*emb(ed(ding|dings|_tokens\w*|_positions)?)?)$")
+"""Names of tables of which single rows are taken: they are no layers."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,18 @@ class Shapes:
     def head(self) -> str:
         """The name of the head's weight; "" where the embeddings serve as the head."""
         return next((name for name in self.tensors if name.removesuffix(".weight").rpartition(".")[2] in HEADS), "")
+
+    @cached_property
+    def layers(self) -> dict[str, tuple[int, int]]:
+        """Module -> shape of every plain linear layer but the head: of blocks, of eyes and ears, and between them."""
+        return {
+            module: (shape[0], shape[1])
+            for name, shape in self.tensors.items()
+            if len(shape) == 2 and name.endswith(".weight") and name not in (self.table, self.head)
+            for module in [name.removesuffix(".weight")]
+            if not (LOOKED_UP.search(module) or EXPERT.search(f".{module}."))
+            and f"{module.removesuffix('out_proj')}in_proj_weight" not in self.tensors  # torch's own attention
+        }
 
     def _linears(self, block: Mapping[str, tuple[int, ...]]) -> list[Linear]:
         chosen = next((int(self.config[key]) for key in ACTIVE if isinstance(self.config.get(key), int)), 1)

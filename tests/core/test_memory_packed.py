@@ -1,0 +1,40 @@
+"""The memory planner where weights are held in few bits: of eyes and ears, of state-space models, of what stays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from core.models.bits import whole
+from core.models.memory import plan
+from tests.core.test_memory import run_of, shapes_of
+from tests.core.tiny import AUTO, tiny_model
+
+
+def held(model: Any) -> int:
+    """Return the bytes of all weights, tied ones once, with what packed ones are unpacked by."""
+    weights = {weight.data_ptr(): weight.nbytes for weight in model.parameters()}
+    total = sum(weights.values())
+    for module in model.modules():
+        if type(module).__name__ == "Linear4bit":
+            state = module.weight.quant_state
+            total += state.absmax.nbytes + state.state2.absmax.nbytes
+        elif type(module).__name__ == "Linear8bitLt":
+            total += module.weight.SCB.nbytes
+    return total
+
+
+@pytest.mark.parametrize("quantizer", ["bnb_4bit", "bnb_8bit"])
+@pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl", "cohere2_vision", "lfm2_vl", "qwen2_audio", "mamba", "mamba2",
+                                  "zamba", "zamba2", "opt"])  # fmt: skip
+def test_bytes_of_every_part_of_a_packed_model(kind: str, quantizer: str, tmp_path: Path) -> None:
+    run = run_of(f"model.quantizer.kind={quantizer}")
+    planned = plan(run, shapes_of(tiny_model(kind), tmp_path), "cpu")
+    settings = run.model.quantizer.loading(torch.float32, torch.device("cpu"))
+    settings.llm_int8_skip_modules = whole(kind)
+    auto = next(auto for auto, names in AUTO if kind in names)
+    loaded = auto.from_pretrained(tmp_path, quantization_config=settings, device_map={"": "cpu"}, dtype=torch.float32)
+    assert planned.weights == pytest.approx(held(loaded), rel=0.02)
