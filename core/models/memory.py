@@ -44,6 +44,8 @@ class Plan:
     optimizer: int
     activations: int
     logits: int
+    left: int
+    """Gradients of logits: the part of `logits` that is left when the head goes back."""
     head: int
     """Gradient of the head where it learns: a part of `gradients`, or of a copy with new rows."""
     passing: int
@@ -66,9 +68,9 @@ class Plan:
     def peak(self) -> int:
         """Bytes held at once: gradients come while activations go, so the largest of three moments counts.
 
-        They are the loss, the head on the way back, when a third of the logits' bytes is left, and its end.
+        They are the loss, the head on the way back, when of logits the gradients are left, and its end.
         """
-        loss, back = self.activations + self.logits, self.activations + self.logits // 3 + self.head
+        loss, back = self.activations + self.logits, self.activations + self.left + self.head
         return self.lasting + self.heap + max(loss, back, self.gradients + self.passing)
 
     @property
@@ -113,7 +115,8 @@ def plan(run: Run, shapes: Shapes, device: str, stored: int = 0, *, bf16: bool =
         gradients=gradients - again,
         optimizer=run.optimizer.state_bytes(learns, shapes, own_width) + again,
         activations=kept + copy,
-        logits=LOGIT_BYTES * logits,
+        logits=(LOGIT_BYTES + 4 * run.stage.beside_logits) * logits,
+        left=LOGIT_BYTES // 3 * logits,
         head=head_gradient * min(parts, 2),  # that of the parts before and that of this
         passing=passes,
         heap=int(HEAP["packed" if packed else "adapter" if trainable > own else "own"] * given) * (device == "cpu"),
@@ -157,6 +160,7 @@ def _spread(run: Run, one: Plan, device: str) -> Plan:
         optimizer=one.optimizer * times // states,
         activations=one.activations * times,
         logits=one.logits * times,
+        left=one.left * times,
         head=one.head * times,
         passing=one.passing * times,
         heap=one.heap * times,

@@ -33,6 +33,11 @@ class Stage(Spec):
         return not self.draws
 
     @property
+    def beside_logits(self) -> int:
+        """Numbers in fp32 that the loss holds for each logit, at its most, beyond the three of cross-entropy."""
+        return 0
+
+    @property
     def paired(self) -> bool:
         """Whether an example is two rows, which neither packs nor streams know how to keep together."""
         return self.wanted[0] in ("ranking", "feedback")

@@ -59,6 +59,12 @@ class Sft(Stage):
     def in_parts(self) -> bool:
         return not (self.loss == "dft" or self.anchor or self.label_smoothing or self.z_loss or self.neftune)
 
+    @property
+    def beside_logits(self) -> int:
+        if self.anchor:  # logarithms of both probabilities, those of the base, and the way back; smoothing has its own
+            return 5 if self.label_smoothing else 4
+        return 2 if self.z_loss else 0  # probabilities, and a gradient of its own
+
     def needs_base(self) -> str:
         return "stage.sft.anchor" if self.anchor else ""
 

@@ -19,7 +19,8 @@ from core.models.memory import Plan, plan
 from core.models.tables import known_tokens, widened
 from core.models.varlen import isolate
 from core.models.vocabulary import add, embedding_rows, fit
-from core.training.objective import NextToken
+from core.training.imitation import Imitation
+from core.training.objective import NextToken, Objective
 from tests.core.models_fixtures import make_model, make_tokenizer
 from tests.core.test_memory import MORE, SIZES, WORDS, model_of, run_of, shapes_of
 
@@ -118,13 +119,13 @@ PASSES: dict[str, list[str]] = {
 }
 
 
-def most(tuned: Any, rows: int, length: int) -> int:
+def most(tuned: Any, rows: int, length: int, objective: Objective | None = None) -> int:
     """Return the most bytes that a batch takes on its way there and back, as the profiler of torch tells."""
     ids = np.arange(length) % WORDS
     batch = Flat()([{"input_ids": ids, "labels": ids}] * rows)
     tuned.train()
     with torch.profiler.profile(profile_memory=True) as told:
-        loss = NextToken()(tuned, batch, None)[0]
+        loss = (objective or NextToken())(tuned, batch, None)[0]
         loss.backward()
     assert told.profiler and told.profiler.kineto_results
     changes = [event for event in told.profiler.kineto_results.events() if event.name() == "[memory]"]
@@ -144,6 +145,22 @@ def test_what_comes_and_goes_with_tables(way: str, tied: bool, tmp_path: Path) -
     tuned: Any = run.tuner.attach(model, tmp_path, [7, 8] if run.model.added else [])
     found = plan(run, shapes, "cpu")
     counted = most(tuned, run.training.batch_size, run.data.cutoff)
+    assert found.peak - found.lasting - found.heap == pytest.approx(counted, rel=0.1)
+
+
+@pytest.mark.parametrize("words", [["stage.anchor=0.1"], ["stage.z_loss=0.1"], ["stage.loss=dft"], [
+    "stage.label_smoothing=0.1"], ["stage.anchor=0.1", "stage.label_smoothing=0.1"], ["stage.anchor=0.1", "stage.loss=dft"],
+    ["stage.anchor=0.1", "stage.z_loss=0.1"]])  # fmt: skip
+def test_what_other_losses_hold_of_logits(words: list[str], tmp_path: Path) -> None:
+    settings = SIZES | {"vocab_size": 5_000, "hidden_size": 64, "num_hidden_layers": 1}
+    model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **settings))
+    run = run_of("tuner.rank=2", *words)
+    found = plan(run, shapes_of(model, tmp_path), "cpu")
+    assert isolate(model)
+    tuned = run.tuner.attach(model, tmp_path)
+    stage: Any = run.stage
+    objective = Imitation(stage.loss == "dft", stage.label_smoothing, stage.z_loss, stage.anchor)
+    counted = most(tuned, run.training.batch_size, run.data.cutoff, objective)
     assert found.peak - found.lasting - found.heap == pytest.approx(counted, rel=0.1)
 
 
