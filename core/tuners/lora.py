@@ -137,8 +137,8 @@ class Lora(Tuner):
     def beside(self, linear: Linear) -> tuple[int, int]:
         if linear.of_expert:  # peft adds the products to the weights of all experts, and computes with the sum
             return self.rank, linear.rows * linear.columns * linear.count
-        # DoRA multiplies what base and adapter give apart, and finds the lengths by a pass over the identity matrix
-        return (self.rank + 2 * linear.rows, linear.columns**2) if self.dora else (self.rank, 0)
+        # DoRA multiplies what base and adapter give apart
+        return (self.rank + 2 * linear.rows, 0) if self.dora else (self.rank, 0)
 
     def grown(self, shapes: Shapes) -> Shapes:
         return added.untied(shapes, self.extra)

@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import pytest
@@ -70,25 +71,34 @@ def run_of(*words: str) -> Run:
     return config.run(config.override([*size, *words]))
 
 
+class Kept:
+    """A tensor that autograd keeps, as long as the way back needs it."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+
 def kept(model: Any, *, half: bool = False, batch: dict[str, Any] | None = None) -> int:
-    """Return the bytes of all storages that autograd keeps for one batch, weights apart."""
+    """Return the bytes of all storages that autograd keeps when the loss of one batch is known, weights apart."""
     ids = np.arange(LENGTH) % WORDS
     batch = batch or Flat()([{"input_ids": ids, "labels": ids}] * ROWS)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    held: dict[int, torch.UntypedStorage] = {}
+    alive: WeakSet[Kept] = WeakSet()
 
-    def hold(tensor: torch.Tensor) -> torch.Tensor:
-        if (storage := tensor.untyped_storage()).data_ptr() not in weights:
-            held[storage.data_ptr()] = storage  # held, so that no address is used twice
-        return tensor
+    def hold(tensor: torch.Tensor) -> Kept:
+        one = Kept(tensor)
+        alive.add(one)
+        return one
 
     model.train()
     with (
-        torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor),
+        torch.autograd.graph.saved_tensors_hooks(hold, lambda one: one.tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=half),
     ):
-        model(**batch, use_cache=False).loss  # noqa: B018
-    return sum(storage.nbytes() for storage in held.values())
+        loss = model(**batch, use_cache=False).loss
+    storages = {one.tensor.untyped_storage().data_ptr(): one.tensor.untyped_storage() for one in alive}
+    assert loss.requires_grad  # and holds all that till now
+    return sum(storage.nbytes() for place, storage in storages.items() if place not in weights)
 
 
 WAYS = {
