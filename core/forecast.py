@@ -17,6 +17,7 @@ from core.config import Run
 from core.errors import InputError
 from core.known import Stamp, stamp
 from core.models.headers import tensors
+from core.models.inspect import of_text
 from core.models.jsons import read_json
 from core.models.memory import Plan, plan
 from core.models.packed import method, packing
@@ -33,6 +34,8 @@ SHORTEST = 64
 OFFERED = 3
 SECONDS, PATIENCE = 3, 60
 """How long the hub is waited for, and how long its silence is remembered."""
+THINKS = "thinker."
+"""Before the names of the weights that write, in the files of a model that speaks, too."""
 Verdict = Literal["fits", "tight", "too_large"]
 
 
@@ -212,8 +215,7 @@ def _known_tokens(folder: Path, written: Stamp) -> int | None:
 @lru_cache(maxsize=64)
 def _read(folder: Path, written: Stamp) -> tuple[Shapes, int] | None:
     settings = read_json(folder / "config.json", "model.path", "model.no_config")
-    text = settings.get("text_config")
-    settings = settings | text if isinstance(text, dict) else settings
+    settings = of_text(settings)
     here = any(folder.glob("*.safetensors"))
     entries = tensors(folder, "model.path") if here else {}
     if packed := method(settings):
@@ -221,9 +223,15 @@ def _read(folder: Path, written: Stamp) -> tuple[Shapes, int] | None:
         stored = 0 if packing(packed).unpacked else sum(entry.bytes for entry in entries.values())
         return (shapes, stored) if shapes and (stored or packing(packed).unpacked) else None
     if here:
-        return Shapes({name: entry.shape for name, entry in entries.items()}, settings), 0
+        return Shapes(_loaded({name: entry.shape for name, entry in entries.items()}), settings), 0
     shapes = of_config(settings)
     return (shapes, 0) if shapes else None
+
+
+def _loaded(tensors: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Return the weights that are loaded: of a model that speaks, too, those of the part that writes."""
+    thinker = {name.removeprefix(THINKS): shape for name, shape in tensors.items() if name.startswith(THINKS)}
+    return thinker or tensors
 
 
 @lru_cache(maxsize=64)

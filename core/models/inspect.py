@@ -38,6 +38,8 @@ PLAIN = ("F64", "F32", "F16", "BF16")
 MAYBE_DENSE = "compressed-tensors"
 """The one way of packing that has a format without any."""
 KERNELS = re.compile(r"^_?(attn|experts)_implementation")
+THINKER = "thinker_config"
+"""Where the config of a model that speaks, too, has that of the part that writes: a whole model by itself."""
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_key_value_heads", "head_dim",
          "num_attention_heads", "num_labels")  # fmt: skip
 
@@ -102,7 +104,7 @@ def describe(folder: Path, place: str = "model.path") -> ModelFacts:
         raise InputError("model.no_tokenizer", place, folder=str(folder))
     if pointer := next((path for path in found if is_pointer(path)), None):
         raise InputError("model.lfs_pointer", place, file=str(pointer))
-    text = config | part if isinstance(part := config.get("text_config"), dict) else config
+    text = of_text(config)
     _refuse_giants(text, entries, folder, place)
     by_dtype: dict[str, int] = {}
     for entry in entries.values():
@@ -154,6 +156,14 @@ def inspect_adapter(folder: Path, place: str = "tuned") -> AdapterFacts:
 def has_experts(config: Mapping[str, Any]) -> bool:
     """Return whether a config tells of experts."""
     return any("expert" in key and isinstance(n, int | list) and n not in (0, 1) for key, n in _settings(config))
+
+
+def of_text(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a config with that of the part that writes laid over it."""
+    for name in (THINKER, "text_config"):
+        if isinstance(part := config.get(name), dict):
+            config = config | part
+    return config
 
 
 def has_template(folder: Path, place: str = "model.path") -> bool:

@@ -1,9 +1,8 @@
 """Put a tokenizer and a language model into memory, from a folder or the hub: safetensors, no code but by consent.
 
-A model that sees or hears is one like the others; its processor is loaded apart (senses.py).
-
-A model that misses a weight, or whose weights have other shapes than its config says, is refused: transformers would
-fill the holes with random numbers.
+A model that sees or hears is one like the others; its processor is loaded apart (senses.py). Of one that speaks, the
+part that writes is loaded alone. A model that misses a weight, or whose weights have other shapes than its config says,
+is refused: transformers would fill the holes with random numbers.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ from core.errors import InputError
 from core.models import bits, foreign, senses, vocabulary
 from core.models.attention import implementation
 from core.models.device import compute_dtype, pick_device
-from core.models.inspect import inspect
+from core.models.inspect import THINKER, inspect
 from core.models.packages import require
 from core.models.packed import method, packing
 from core.models.rope import stretch
@@ -178,6 +177,7 @@ def load_model(
         raise InputError("model.unusable", "model.path", folder=str(folder), what=_line(error)) from None
     _check_whole(folder, info)
     bits.make_ready(loaded)
+    senses.take_texts(loaded)
     return loaded
 
 
@@ -192,7 +192,7 @@ def model_folder(model: Model, workspace: Path) -> Path:
 
 
 def _config(folder: Path) -> PreTrainedConfig:
-    """Return the config of an inspected folder; code of its own is run first, where that is agreed to."""
+    """Return the config of an inspected folder, or of its thinker; its own code is run first, where agreed to."""
     inspect(folder)
     foreign.bring(folder)
     try:
@@ -200,7 +200,7 @@ def _config(folder: Path) -> PreTrainedConfig:
     except UNUSABLE as error:
         raise InputError("model.unusable", "model.path", folder=str(folder), what=_line(error)) from None
     vars(config).pop("auto_map", None)  # what we save needs no code of others
-    return config
+    return vars(config).get(THINKER, config)
 
 
 def _auto(config: PreTrainedConfig) -> Any:

@@ -92,9 +92,9 @@ def _entry(row: dict[str, str]) -> Entry:
 HEAD = """# Models
 
 {count} models and what is known of them. A row is advice: any other folder or hub id is tried just the same. Of every
-type named in the second column a tiny model takes a full and a LoRA step in the tests (tests/core/test_registry.py). A
-model without a type there brings code of its own (see below). These {exceptions} are the exceptions, for which nothing
-is built or trained in the tests: {names}.
+type named in the second column but gemma3n (see its notes) a tiny model is loaded as a run loads it, and takes a full
+and a LoRA step in the tests (tests/core/test_registry.py). A model without a type there brings code of its own (see
+below). These {exceptions} are the exceptions, for which nothing is built or trained in the tests: {names}.
 
 Models that read images learn from rows with images, and are measured, exported and asked about them, as their own
 processor wants it. Proven with a tiny LLaVA (tests/core/test_vision.py); the others never met a real image here.

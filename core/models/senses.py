@@ -30,6 +30,8 @@ FIRST_TOKENS = {"images": "image_token", "videos": "video_token", "audios": "aud
 """Names under which a processor holds its placeholders."""
 UNUSABLE = (ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError, OSError)
 """What processors raise for files or texts that they can't make sense of."""
+TYPES = {"molmo2": "mm_token_type_ids"}
+"""Types of models that ask in training which tokens are files, and under which name: processors alone tell it."""
 OWN = ("input_ids", "attention_mask", "offset_mapping", "text_replacement_offsets")
 
 
@@ -189,6 +191,19 @@ class Senses:
         """Begin a text with the token of beginnings once: the template may have written it (as apply_chat_template)."""
         begin = self.processor.tokenizer.bos_token
         return {"add_special_tokens": False} if begin and view.text.startswith(begin) else {}
+
+
+def take_texts(model: PreTrainedModel) -> None:
+    """Tell a model that asks for it that no token of a batch of texts is a file."""
+    if model.config.model_type in TYPES:
+        model.register_forward_pre_hook(_no_files, with_kwargs=True)
+
+
+def _no_files(model: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    name, ids_B_T = TYPES[model.config.model_type], kwargs.get("input_ids")
+    if not model.training or ids_B_T is None:
+        return args, kwargs
+    return args, {name: torch.zeros_like(ids_B_T)} | kwargs
 
 
 def template(folder: Path) -> str | None:

@@ -5,17 +5,23 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from core import config, templates
+from core.forecast import forecast
+from core.models.inspect import inspect
 from core.models.linear import linear
+from core.models.loading import load_model
 from core.models.registry import Entry, entries, find, of_type, page
 from core.models.targets import alike, check_names
+from core.sections import Hardware, Model
 from core.tuners.lora import Lora
 from core.tuners.oft import Oft
 from tests.conftest import ROOT
@@ -23,6 +29,7 @@ from tests.core import tiny
 from tests.core.test_memory import shapes_of
 
 TYPES = sorted({entry.type for entry in entries() if entry.type})
+CPU = Hardware(device="cpu")
 CANNOT: dict[str, tuple[type[Exception], str]] = {
     # the vision tower comes from the timm package; EXTRA walks the rest of the model
     "gemma3n": (ImportError, "timm"),
@@ -30,10 +37,6 @@ CANNOT: dict[str, tuple[type[Exception], str]] = {
 """Types of which no tiny model can be built here, and what is raised instead."""
 EXTRA = ("gemma3n_text", "ministral3", "mistral4")
 """Types of the text part alone: of a type in CANNOT, or of models whose own type takes any text part."""
-PARTS = {"qwen2_5_omni": "thinker", "qwen3_omni_moe": "thinker"}
-"""Types whose whole has no forward, and the part that has one and is trained in its place."""
-INPUTS = {"molmo2": "mm_token_type_ids"}
-"""Types that refuse to train on text alone, and the input they ask for: which tokens are images (none)."""
 TOWERS = re.compile(r"vision|visual|image|audio|speech|lm_head|router|(^|\.)(gate|out_proj|x_proj|dt_proj)$")
 """What all-linear leaves alone, unless it is a part of attention."""
 OF_ATTENTION = re.compile(r"(attn|attention|mixer|conv|delta)[^.]*\.(out_proj|gate)$")
@@ -58,7 +61,7 @@ def test_row(entry: Entry):
     assert entry.active is None or 0.3 <= entry.active < (entry.parameters or 100) <= 2000
     assert entry.context is None or 1024 <= entry.context <= 10_485_760
     assert isinstance(config.resolve(config.override(entry.settings)), config.Run)
-    if entry.type in {*CANNOT, *PARTS, *INPUTS}:
+    if entry.type in CANNOT:
         assert entry.note
 
 
@@ -112,7 +115,7 @@ def check_cold(model: Any, folder: Path) -> None:
 
 @pytest.mark.parametrize("model_type", [name for name in (*TYPES, *EXTRA) if name not in CANNOT])
 def test_type_learns(model_type: str, tmp_path: Path):
-    model, batch = trained_part(model_type), tiny.tiny_batch(*filter(None, [INPUTS.get(model_type)]))
+    model, batch = loaded(model_type, tmp_path / "model"), tiny.tiny_batch()
     assert sum(parameter.numel() for parameter in model.parameters()) < 10_000_000
     if alike(model_type):
         check_cold(model, tmp_path / "files")
@@ -123,9 +126,22 @@ def test_type_learns(model_type: str, tmp_path: Path):
     assert layers and not [name for name in layers if TOWERS.search(name) and not OF_ATTENTION.search(name)]
     assert all("lora_" in name for name, parameter in attached.named_parameters() if parameter.requires_grad)
     step(attached, batch)
-    if model_type in INPUTS:
-        with pytest.raises(ValueError, match=INPUTS[model_type]):
-            step(model, tiny.tiny_batch())
+
+
+def test_of_a_model_that_speaks_the_part_that_writes_learns_and_is_kept(tmp_path: Path):
+    tiny.tiny_model("qwen2_5_omni").save_pretrained(tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    speaks = {"talker.model.layers.0.self_attn.q_proj.weight": torch.zeros(64, 64)}
+    save_file(load_file(file) | speaks, file, metadata={"format": "pt"})
+    model = load_as_run(tmp_path / "model")
+    model.save_pretrained(tmp_path / "kept")
+    again: Any = load_as_run(tmp_path / "kept")
+    batch = tiny.tiny_batch()
+    assert torch.equal(again(**batch).logits, cast(Any, model)(**batch).logits)
+    run = config.run(config.override([f"model.path={tmp_path / 'model'}", "tuner=full", "data.train=[rows]"]))
+    found = forecast(run, tmp_path)
+    assert found and found.plan.trainable == model.num_parameters()
+    assert inspect(tmp_path / "model").context == model.config.get_text_config().max_position_embeddings
 
 
 @pytest.mark.parametrize("model_type", CANNOT)
@@ -135,14 +151,15 @@ def test_exception_still_holds(model_type: str):
         tiny.tiny_model(model_type)
 
 
-def trained_part(model_type: str) -> Any:
-    """Return the tiny model of a type, or the part of it that has a forward."""
-    model = tiny.tiny_model(model_type)
-    if model_type not in PARTS:
-        return model
-    with pytest.raises(TypeError, match="_forward_unimplemented"):
-        model(**tiny.tiny_batch())
-    return getattr(model, PARTS[model_type])
+def loaded(model_type: str, folder: Path) -> PreTrainedModel:
+    """Return the tiny model of a type as a run loads it."""
+    tiny.tiny_model(model_type).save_pretrained(folder)
+    return load_as_run(folder)
+
+
+def load_as_run(folder: Path) -> PreTrainedModel:
+    (folder / "tokenizer.json").write_text("{}", encoding="utf-8")
+    return load_model(Model(path=str(folder)), folder, CPU, training=True)
 
 
 def step(model: Any, batch: dict[str, torch.Tensor]) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from transformers import (
     AutoModelForCausalLM,
-    AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
     PreTrainedConfig,
     PreTrainedModel,
@@ -22,9 +21,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 HIDDEN, LAYERS, VOCABULARY, FIRST_SPECIAL = 64, 2, 256, 200
 """Ids from FIRST_SPECIAL on stand for images and the like; texts have none of them."""
 AUTO: tuple[tuple[Any, dict[str, Any]], ...] = (
-    (AutoModelForCausalLM, modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
-    (AutoModelForImageTextToText, modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES),
     (AutoModelForMultimodalLM, modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES),
+    (AutoModelForCausalLM, modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
 )
 SIZES = tuple(
     (re.compile(pattern), size)
@@ -115,7 +113,7 @@ def tiny_config(model_type: str) -> PreTrainedConfig:
 
 
 def tiny_model(model_type: str) -> PreTrainedModel:
-    """Build the random model of a type with the first auto class that has one."""
+    """Build the random model of a type with the first auto class that has one: the whole, not its text part alone."""
     auto = next(auto for auto, names in AUTO if model_type in names)
     torch.manual_seed(0)
     return auto.from_config(tiny_config(model_type))
