@@ -87,7 +87,7 @@ class Oft(Tuner):
             tuned: Any = turn_anything(get_peft_model(model, config))
         for name, module in tuned.named_modules():
             if isinstance(module, OFTLayer) and module.oft_block_size["default"] != self.block:
-                raise _uneven(self.block, name.removeprefix("base_model.model."), module.in_features)
+                raise _uneven(self.block, name.removeprefix("base_model.model."), int(module.in_features or 0))
         for parameter in tuned.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()

@@ -148,9 +148,11 @@ def test_what_comes_and_goes_with_tables(way: str, tied: bool, tmp_path: Path) -
     assert found.peak - found.lasting - found.heap == pytest.approx(counted, rel=0.1)
 
 
-@pytest.mark.parametrize("words", [["stage.anchor=0.1"], ["stage.z_loss=0.1"], ["stage.loss=dft"], [
-    "stage.label_smoothing=0.1"], ["stage.anchor=0.1", "stage.label_smoothing=0.1"], ["stage.anchor=0.1", "stage.loss=dft"],
-    ["stage.anchor=0.1", "stage.z_loss=0.1"]])  # fmt: skip
+@pytest.mark.parametrize("words", [
+    ["stage.anchor=0.1"], ["stage.z_loss=0.1"], ["stage.loss=dft"], ["stage.label_smoothing=0.1"],
+    ["stage.anchor=0.1", "stage.label_smoothing=0.1"], ["stage.anchor=0.1", "stage.loss=dft"],
+    ["stage.anchor=0.1", "stage.z_loss=0.1"],
+])  # fmt: skip
 def test_what_other_losses_hold_of_logits(words: list[str], tmp_path: Path) -> None:
     settings = SIZES | {"vocab_size": 5_000, "hidden_size": 64, "num_hidden_layers": 1}
     model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **settings))
