@@ -104,9 +104,10 @@ def plan(run: Run, shapes: Shapes, device: str, stored: int = 0, *, bf16: bool =
     # (of what stays only where autograd wants them, which checkpointing computes anew)
     wide = held if width == 4 and not packed and not run.training.gradient_checkpointing else own
     copies = 2 * wide if half and not pure else 0
-    kept, given = activations(run, shapes, learns, device, half=half)
+    turns = run.optimizer.turns(learns, shapes)
+    kept, given = max(activations(run, shapes, turn, device, half=half) for turn in turns)
     gradients = run.optimizer.gradient_bytes(learns, shapes, own_width)
-    copy, head_gradient, passes = _passing(run, shapes, learns, width, own_width, half=half)
+    copy, head_gradient, passes = max(_passing(run, shapes, turn, width, own_width, half=half) for turn in turns)
     again = gradients if run.training.accumulation > 1 else 0  # held while the next batch is computed
     logits, parts = _logits(run, shapes, tokens)
     one = Plan(

@@ -59,6 +59,10 @@ class Optimizer(Spec):
         """
         return None
 
+    def turns(self, learns: Learning, shapes: Shapes) -> Sequence[Learning]:
+        """Return what learns at a time; where parts take turns, those for which autograd keeps the most."""
+        return [learns]
+
     def state_bytes(self, learns: Learning, shapes: Shapes, width: int) -> int:
         """Return the bytes that it keeps for what learns; width: the bytes of one number of that."""
         raise NotImplementedError

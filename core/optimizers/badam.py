@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from core.models.shapes import BLOCK, Shapes
@@ -56,6 +57,12 @@ class BAdam(Moments, Optimizer):
             return ByBlock(groups, parts, every=self.switch_every, order=self.order, seed=given.seed, **self.adam)
         return ByShare(groups, parts, every=self.switch_every, ratio=self.ratio, scatter=self.pick == "scatter",
                        seed=given.seed, **self.adam)  # fmt: skip
+
+    def turns(self, learns: Learning, shapes: Shapes) -> Sequence[Learning]:
+        if self.mode != "layer":
+            return [learns]
+        parts = self._parts(learns, shapes)
+        return [parts[-1]] if self.order == "fixed" else [parts[0], parts[-1]]  # the way back ends at the first
 
     def state_bytes(self, learns: Learning, shapes: Shapes, width: int) -> int:
         kept = STATES if width < 4 else STATES - 1

@@ -23,6 +23,7 @@ from core.models.memory import LOGIT_BYTES, plan
 from core.models.room import Room, _smi, gpus, room
 from core.models.shapes import Shapes, of_config
 from core.models.varlen import isolate
+from core.optimizers.steps.badam import ByBlock, parted
 from core.sections import Hardware
 from tests.core.models_fixtures import make_adapter
 from tests.core.seeing import TOKENS, make_llava
@@ -132,6 +133,23 @@ def test_what_autograd_keeps_and_what_learns(kind: str, way: str, half: bool, tm
         counted -= 2 * sum(p.numel() for p in learning if p.ndim > 1)
     assert planned.logits == LOGIT_BYTES * WORDS * tokens
     assert planned.activations == pytest.approx(counted, rel=0.25 if half else 0.1)
+
+
+@pytest.mark.parametrize(("words", "part"), [
+    (["optimizer.order=ascending"], 0), (["optimizer.order=fixed"], 2),
+    (["optimizer.ends=true", "optimizer.order=fixed"], 3),
+])  # fmt: skip
+def test_what_autograd_keeps_where_blocks_take_turns(words: list[str], part: int, tmp_path: Path) -> None:
+    run = run_of("tuner.kind=full", "optimizer.kind=badam", *words)
+    model = model_of("llama")
+    planned = plan(run, shapes_of(model, tmp_path), "cpu")
+    assert isolate(model)
+    tuned = run.tuner.attach(model, tmp_path)
+    optimizer: Any = ByBlock([{"params": [*tuned.parameters()]}], parted(tuned, ends=part == 3), every=1,
+                             order=words[-1].rpartition("=")[2], seed=0)  # fmt: skip
+    assert optimizer.active == part
+    counted = kept(tuned) - 4 * WORDS * ROWS * LENGTH
+    assert planned.activations == pytest.approx(counted, rel=0.1)
 
 
 @pytest.mark.parametrize("attention", ["auto", "eager"])
