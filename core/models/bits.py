@@ -38,8 +38,8 @@ def check(made: PreTrainedModel, quantization: Any) -> None:
         raise InputError("quantizer.packs_little", "model.quantizer", type=made.config.model_type)
 
 
-def make_ready(model: PreTrainedModel) -> None:
-    """Mend the packed layers of a model.
+def make_ready(model: PreTrainedModel, *, made: bool = False) -> None:
+    """Mend the packed layers of a model. made: whether its files hold them unpacked.
 
     Linear4bit: on a CPU with AVX-512 BF16 an answer without gradients repacks the weights for good; what is trained
     above them gets no gradient any more, and widths that 32 does not divide fail (bitsandbytes 0.50.2,
@@ -52,6 +52,16 @@ def make_ready(model: PreTrainedModel) -> None:
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
         elif kind == "Linear8bitLt":
             module.forward = partial(_in_lines, module.forward)
+    if made:
+        _let_go(model)
+
+
+def _let_go(model: PreTrainedModel) -> None:
+    """Copy what a packed model holds unpacked: else its files stay mapped, with all their pages."""
+    for name, weight in [*model.named_parameters(), *model.named_buffers()]:
+        module, _, part = name.rpartition(".")
+        if part != "weight" or type(model.get_submodule(module)).__name__ not in PACKED:
+            weight.data = weight.data.clone()
 
 
 def _in_lines(forward: Callable[[torch.Tensor], torch.Tensor], given: torch.Tensor) -> torch.Tensor:

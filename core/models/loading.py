@@ -176,7 +176,7 @@ def load_model(
     except UNUSABLE as error:
         raise InputError("model.unusable", "model.path", folder=str(folder), what=_line(error)) from None
     _check_whole(folder, info)
-    bits.make_ready(loaded)
+    bits.make_ready(loaded, made=model.quantizer.kind.startswith("bnb"))
     senses.take_texts(loaded)
     return loaded
 

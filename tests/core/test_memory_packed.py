@@ -9,7 +9,10 @@ import pytest
 import torch
 
 from core.models.bits import whole
+from core.models.loading import load_model
 from core.models.memory import plan
+from core.sections import Hardware, Model
+from tests.core.seeing import make_llava
 from tests.core.test_memory import run_of, shapes_of
 from tests.core.tiny import AUTO, tiny_model
 
@@ -38,3 +41,10 @@ def test_bytes_of_every_part_of_a_packed_model(kind: str, quantizer: str, tmp_pa
     auto = next(auto for auto, names in AUTO if kind in names)
     loaded = auto.from_pretrained(tmp_path, quantization_config=settings, device_map={"": "cpu"}, dtype=torch.float32)
     assert planned.weights == pytest.approx(held(loaded), rel=0.02)
+
+
+@pytest.mark.parametrize("quantizer", ["bnb_4bit", "bnb_8bit"])
+def test_files_that_were_packed_from_are_let_go(quantizer: str, tmp_path: Path) -> None:
+    settings = Model.model_validate({"path": str(make_llava(tmp_path / "llava")), "quantizer": {"kind": quantizer}})
+    loaded = load_model(settings, tmp_path, Hardware(device="cpu"), training=True)
+    assert held(loaded) and str(tmp_path) not in Path("/proc/self/maps").read_text()
