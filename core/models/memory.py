@@ -101,8 +101,12 @@ def plan(run: Run, shapes: Shapes, device: str, stored: int = 0, *, bf16: bool =
     own = sum(math.prod(shape) for name, shape in learns.items() if name in shapes.tensors)
     tokens = run.stage.together(run.training.batch_size) * run.data.cutoff
     # autocast multiplies copies in 16 bits, and keeps them, of what learns and of whatever else is held in fp32
-    # (of what stays only where autograd wants them, which checkpointing computes anew)
-    wide = held if width == 4 and not packed and not run.training.gradient_checkpointing else own
+    # (of what stays only where autograd wants them, which checkpointing computes anew; of no table that is only read)
+    read = math.prod(shapes.embedding) if shapes.head else 0
+    if width == 4 and not packed and not run.training.gradient_checkpointing:
+        wide = held - read
+    else:
+        wide = own - read * (shapes.table in learns)
     copies = 2 * wide if half and not pure else 0
     turns = run.optimizer.turns(learns, shapes)
     kept, given = max(activations(run, shapes, turn, device, half=half) for turn in turns)
