@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from core.files import release, write_json
+
 MEETING = ".meeting"
 """Folder in that of the run where its processes leave word for each other."""
 FIRST = "first.json"
@@ -133,9 +135,9 @@ class Crew:
             self.first = failed[0]
             if self.plan.size > 1:
                 word = {"rank": self.plan.rank(failed[0][0]), "status": failed[0][1]}
-                aside = self.meeting / f"{FIRST}.tmp"
-                aside.write_text(json.dumps(word), encoding="utf-8")
-                aside.replace(self.meeting / FIRST)
+                release(self.meeting.parent)  # room for it on a full disk, too
+                with contextlib.suppress(OSError):  # the others must end in any case
+                    write_json(self.meeting / FIRST, word)
         if ended and self.deadline == float("inf"):
             self.deadline = time.monotonic() + PATIENCE
 

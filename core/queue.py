@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from pydantic import Field, ValidationError
 
 from core import config, events, runs, slots
 from core.errors import InputError, Problem
-from core.files import read_json, write_json
+from core.files import DISK_FULL, read_json, write_json
 from core.models import consent
 from core.schema import Spec
 from core.supervisor import QUEUED, TAKEN, signature, take
@@ -205,10 +205,15 @@ def _start(folder: Path, found: tuple[str, ...]) -> bool:
 
 
 def _refuse(folder: Path, error: InputError | OSError) -> None:
-    """Take a run off the queue that can't be launched, and let its folder say why."""
-    told = error.problems if isinstance(error, InputError) else (Problem("engine.failed", "", {"what": str(error)}),)
+    """Take a run off the queue that can't be launched, and let its folder say why, as far as the disk has room."""
+    if isinstance(error, InputError):
+        told = error.problems
+    elif error.errno in DISK_FULL:
+        told = (Problem("disk.write", "", {"path": str(folder)}),)
+    else:
+        told = (Problem("engine.failed", "", {"what": str(error)}),)
     take(folder)
-    if folder.exists():
+    with suppress(OSError):
         writer = events.Writer(folder)
         for problem in told:
             writer.write("error", code=problem.code, place=problem.place, params=problem.params)

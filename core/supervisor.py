@@ -120,20 +120,23 @@ class Supervisor:
 def keep_log(source: IO[bytes], path: Path) -> None:
     """Copy the output of the run to the log: secrets blotted out, at most two files of LOG_BYTES, never blocking it."""
     secrets = [v.encode() for k, v in os.environ.items() if SECRET.search(k) and len(v) >= 8]
-    log, size = path.open("ab"), path.stat().st_size
+    log, size = None, 0
     for line in iter(lambda: source.readline(1 << 16), b""):
         for secret in secrets:
             line = line.replace(secret, b"***")
         try:
-            if size + len(line) > LOG_BYTES:
-                log.close()
+            if log and size + len(line) > LOG_BYTES:
                 path.replace(path.with_name(path.name + ".1"))
-                log, size = path.open("ab"), 0
+                log.close()
+                log = None
+            if not log:
+                log = path.open("ab", buffering=0)  # nothing that is left over would fail again when it is closed
+                size = path.stat().st_size
             size += log.write(line)
-            log.flush()
         except OSError:
             continue  # a full disk or a lost folder: the worker must not be blocked by its log
-    log.close()
+    if log:
+        log.close()
 
 
 def _oom_kills() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import signal
@@ -130,6 +131,26 @@ def test_what_may_not_wait_is_refused(workspace: Path) -> None:
         with pytest.raises(InputError) as raised:
             queue.add([folder], workspace)
         assert raised.value.code == code and names(workspace) == []
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_a_full_disk_is_named_and_takes_a_run_off_the_queue(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, room: bool
+) -> None:
+    """Where there is no room even for the words, the queue goes on without them."""
+    queue.pause(workspace)
+    folder = runs.create(config.resolve({}), workspace)
+    queue.add([folder], workspace)
+    full = OSError(errno.ENOSPC, "No space left on device")
+    if not room:
+
+        def refuse(path: Path, value: Any) -> None:
+            raise full
+
+        monkeypatch.setattr(queue, "write_json", refuse)
+    queue._refuse(folder, full)
+    assert names(workspace) == [] and [e["code"] for e in tail(folder) if e["type"] == "error"] == ["disk.write"]
+    assert (runs.look(folder).status == "failed") == room
 
 
 def test_rules_are_checked_and_unreadable_ones_start_nothing(workspace: Path) -> None:

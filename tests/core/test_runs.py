@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from core import config, runs, supervisor
+from core.crew import FIRST, Crew, Plan
 from core.errors import InputError
 from core.events import Writer
 from core.files import RESERVE, hold, write_json
@@ -116,6 +117,27 @@ def test_the_log_is_capped_rotated_and_without_secrets(tmp_path, monkeypatch):
     new, old = (tmp_path / "console.log").read_bytes(), (tmp_path / "console.log.1").read_bytes()
     assert len(new) <= 1000 and len(old) <= 1000 and new.endswith(b"end")
     assert b"secret" not in new + old and b"***" in new
+
+
+@pytest.mark.parametrize("place", ["full", "gone"])
+def test_a_log_that_can_not_be_written_holds_nobody_up(tmp_path, place):
+    log = tmp_path / ("console.log" if place == "full" else "gone/console.log")
+    if place == "full":
+        log.symlink_to("/dev/full")
+    lines = tmp_path / "lines"
+    lines.write_bytes(b"a line\n" * 1000)
+    with lines.open("rb") as source:
+        supervisor.keep_log(source, log)
+        assert not source.read()
+
+
+def test_the_others_end_where_the_first_to_fail_can_not_be_written_down(tmp_path):
+    hold(tmp_path)
+    crew = Crew(tmp_path, [], Plan(processes=2, module="no_such"))
+    (crew.meeting / FIRST).mkdir()  # so that no file can take its place
+    while (status := crew.wait(0.1)) is None:
+        pass
+    assert status == 1 and crew.first and not (tmp_path / RESERVE).exists()
 
 
 def test_paths_stay_in_the_workspace(tmp_path):
