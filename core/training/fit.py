@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 
 from core.checkpoints import Store, telling_full_disk
 from core.config import Run
@@ -38,7 +38,6 @@ from core.training.objective import Objective
 from core.training.ordered import Ordered
 from core.training.preference import AgainstReference
 from core.training.reference import ask
-from core.training.running import Running
 from core.training.samples import Samples
 from core.training.shared import ExploringTogether, Shared
 from core.training.stall import Watchdog
@@ -80,13 +79,7 @@ def fit(
         data_collator=collator,
         train_dataset=train,  # type: ignore[arg-type]  # a sequence of rows is all that Trainer needs
         eval_dataset=held_out.get("", held_out),  # type: ignore[arg-type]
-        callbacks=[
-            watch,
-            best,
-            watchdog,
-            *_running(objective, team, found),
-            *([] if team.rank else [Reports(run, context.folder)]),
-        ],
+        callbacks=[watch, best, watchdog, *_others(run, context, objective, found)],
         pace=run.tuner.pace,
         objective=objective,
         team=team,
@@ -121,12 +114,15 @@ def _make_room(store: Store, context: Context, size: int) -> None:
         store.check_space(size)
 
 
-def _running(objective: Objective, team: Team, found: tuple[Path, int] | None) -> list[Running]:
-    """Return the mean and spread that an objective keeps, as the checkpoint has them that the run goes on from."""
+def _others(run: Run, context: Context, objective: Objective, found: tuple[Path, int] | None) -> list[TrainerCallback]:
+    """Return what else is called on the way: trackers, and the mean and spread that an objective keeps.
+
+    These are as the checkpoint has them that the run goes on from.
+    """
     kept = objective.running if isinstance(objective, AgainstReference | Policy) else None
     if kept:
-        kept.go_on(team, found and found[0])
-    return [kept] if kept else []
+        kept.go_on(context.team, found and found[0])
+    return [*([kept] if kept else []), *([] if context.team.rank else [Reports(run, context.folder)])]
 
 
 def _kind(objective: Objective, rows: Flat | Padder, team: Team) -> Callable[..., Ordered]:
