@@ -126,7 +126,7 @@ MODELS: dict[str, str] = {
     "oft.block": "Blocks of {given} do not divide {module}, which is {width} wide. Choose a size that divides the width of every layer, such as 16.",
     "oft.transposed": "The layers of models of type {model} lie crosswise, and OFT can't turn those. Choose LoRA.",
     "tuner.pattern": "“{given}” is no module and no regular expression: {what}.",
-    "tuner.endless": "“{given}” might never be done with a name: it is very long, repeats a group, or repeats more than six times. Write it more simply, or list the names.",
+    "tuner.endless": "“{given}” might never be done with a name: it is very long, or takes too many ways through one. Write it more simply, or list the names.",
     "tuner.no_module": "The model has no module “{module}”. It has, for example: {known}.",
     "tuner.no_adapter": "“{module}” means no layer that can take an adapter here. Choose from: {known}.",
     "tuner.apart": "“{module}” fits only layers that must be named: heads, tables of tokens, what chooses experts, what sees or hears. If they are meant, write “{part}” into it.",

@@ -110,10 +110,6 @@ def _none_meant(
     model: PreTrainedModel, target: str, takers: dict[str, set[str]], place: str, *, lora: bool
 ) -> InputError:
     """Return the error for a target that means no layer that can take an adapter."""
-    try:
-        re.compile(target)
-    except re.error as error:
-        return InputError("tuner.pattern", place, given=target[:80], what=str(error))
     missing = next((part for name, parts in takers.items() if fits(name, target)
                     for part in sorted(parts) if part not in target), "")  # fmt: skip
     if missing:

@@ -10,10 +10,11 @@ import re
 from collections.abc import Container, Sequence
 from functools import lru_cache
 
+import regex
 from pydantic_core import PydanticCustomError
 
 from core.errors import InputError
-from core.models.adapter_check import endless
+from core.models.adapter_check import MAX_PATTERN
 from core.models.registry import of_type
 from core.models.shapes import APART, HEADS, Linear, Shapes, named
 
@@ -29,14 +30,25 @@ RENAMED = (
 """Types of the registry whose files have other names or matrices than the model in memory."""
 RANGE = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?")
 """One part of a list of layers: the first and the last of it."""
+NAME, SECONDS = "model.language_model.layers.10.self_attn.q_proj." * 2, 0.1
+"""What patterns are tried with when they are set, and how long they may take: usual ones take microseconds."""
 END = re.compile(r"(?<![\\\w])\w+$")
 """What the name of a module must end with to fit a target."""
 
 
 def ending(targets: list[str]) -> list[str]:
-    """Return targets; raise the error of their setting, at its place, for one that might match without end."""
-    if given := next(filter(endless, targets), ""):
-        raise PydanticCustomError("tuner.endless", "a pattern without end", {"given": given[:80]})
+    """Return targets; raise the error of their setting, at its place, for one that is no pattern or has no end."""
+    for target in targets:
+        try:
+            re.compile(target)
+            if len(target) > MAX_PATTERN or "){" in target:  # counts within counts take all the memory
+                raise TimeoutError
+            regex.fullmatch(target, NAME, timeout=SECONDS)
+        except (TimeoutError, RecursionError):
+            raise PydanticCustomError("tuner.endless", "a pattern without end", {"given": target[:80]}) from None
+        except (re.error, regex.error, OverflowError) as error:
+            told = {"given": target[:80], "what": str(error)}
+            raise PydanticCustomError("tuner.pattern", "no pattern", told) from None
     return targets
 
 
@@ -95,9 +107,12 @@ def fits(name: str, target: str) -> bool:
     bare = name.removeprefix("model.").replace("language_model.model.", "language_model.", 1)
     names = (name, bare, f"model.{bare}")
     try:
-        return any(f".{one}".endswith(f".{target}") or re.fullmatch(target, one) for one in names)
-    except re.error:
-        return False  # said where the adapter is attached
+        ends = any(f".{one}".endswith(f".{target}") for one in names)
+        return ends or any(regex.fullmatch(target, one, timeout=SECONDS) for one in names)
+    except TimeoutError:
+        raise InputError("tuner.endless", "tuner", given=target[:80]) from None
+    except regex.error:
+        return False  # in an adapter, which peft reads
 
 
 def apart(name: str, trunk: str) -> set[str]:

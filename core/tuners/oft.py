@@ -104,5 +104,5 @@ class Oft(Tuner):
         return [*targeted(shapes, self.targets), *ends(shapes, self.targets, table=False)]
 
 
-def _uneven(block: int, module: str, width: int) -> InputError:
+def _uneven(block: int, module: str, width: int | None) -> InputError:
     return InputError("oft.block", "tuner.oft.block", given=block, module=module, width=width)

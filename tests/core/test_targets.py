@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from core.errors import InputError
 from core.forecast import forecast
 from core.models import linear
 from core.models.memory import plan
+from core.models.targets import ending, fits
 from core.preflight import check_model
 from core.tuners import Tuner
 from core.tuners.lora import Lora
@@ -70,7 +72,7 @@ def test_eyes_learn_only_where_they_are_named(
     ("llama", "norm", "tuner.no_adapter"), ("llama", ".*norm", "tuner.no_adapter"),
     ("llama", "act_fn", "tuner.no_adapter"), ("llama", "rotary_emb", "tuner.no_adapter"),
     ("llama", "mlp", "tuner.no_adapter"), ("llama", "layers", "tuner.no_adapter"),
-    ("llama", "magic", "tuner.no_module"), ("llama", "(", "tuner.pattern"), ("llama", ".*head", "tuner.apart"),
+    ("llama", "magic", "tuner.no_module"), ("llama", ".*head", "tuner.apart"),
     ("mamba", "conv1d", "tuner.no_adapter"), ("mamba", "out_proj", "tuner.no_adapter"),
     ("mamba", "dt_proj", "tuner.no_adapter"), ("mixtral", "gate", "tuner.no_adapter"),
     ("opt", "embed_positions", "tuner.no_adapter"), ("llava", "fc1", "tuner.apart"),
@@ -91,12 +93,27 @@ def test_targets_that_mean_nothing_are_refused(kind: str, target: str, code: str
 
 
 @pytest.mark.parametrize("kind", ["lora", "oft"])
-@pytest.mark.parametrize("target", [r"(\w+\.?)+!", ".*" * 7, "q" * 1001])
-def test_patterns_without_end_are_refused_where_they_are_set(kind: str, target: str) -> None:
+@pytest.mark.parametrize(("target", "code"), [
+    (r"(.*)(.*)(.*)(.*)(.*)\1\2\3\4\5roj", "tuner.endless"), ("q" * 1001, "tuner.endless"),
+    ("(a{99}){99}", "tuner.endless"), ("(" * 490 + ")" * 490, "tuner.endless"),
+    ("(", "tuner.pattern"), ("(?R)", "tuner.pattern"),
+])  # fmt: skip
+def test_what_is_no_pattern_or_has_no_end_is_refused_where_it_is_set(kind: str, target: str, code: str) -> None:
     with pytest.raises(InputError) as caught:
         config.resolve({"tuner": {"kind": kind, "targets": ["q_proj", target]}})
-    assert (caught.value.code, caught.value.place) == ("tuner.endless", f"tuner.{kind}.targets")
+    assert (caught.value.code, caught.value.place) == (code, f"tuner.{kind}.targets")
     assert caught.value.params["given"] == target[:80]
+
+
+def test_patterns_take_no_time_however_often_they_repeat() -> None:
+    name = "model.language_model.layers.10.self_attn.q_proj"
+    begun = time.process_time()
+    for target in (".*" * 6 + "[!?]", ".*" * 9 + "[!?]", r"(\w+\.?)+[!?]", "(a|b|.)*!"):
+        assert not any(fits(f"{name}{number}", ending([target])[0]) for number in range(10))
+    assert time.process_time() - begun < 5 and fits(name, ".*" * 6 + "q_proj")
+    with pytest.raises(InputError) as caught:
+        fits(2 * name, r"(.*)(.*)(.*)(.*)(.*)\1\2\3\4\5roj")
+    assert (caught.value.code, caught.value.place) == ("tuner.endless", "tuner")
 
 
 def test_layers_are_those_of_the_text_part(llava: Path, tmp_path: Path) -> None:

@@ -157,10 +157,9 @@ def test_targets_are_names_ends_of_names_or_patterns(model: PreTrainedModel, tmp
         fresh = AutoModelForCausalLM.from_config(model.config)
         tuned: Any = Lora(rank=4, targets=targets).attach(fresh, tmp_path)
         assert len([module for module in tuned.modules() if isinstance(module, LoraLayer)]) == count, targets
-    for target, code in (("magic_proj", "tuner.no_module"), ("(", "tuner.pattern")):
-        with pytest.raises(InputError) as caught:
-            Lora(targets=[target]).attach(model, tmp_path)
-        assert (caught.value.code, caught.value.place) == (code, "tuner.lora.targets")
+    with pytest.raises(InputError) as caught:
+        Lora(targets=["magic_proj"]).attach(model, tmp_path)
+    assert (caught.value.code, caught.value.place) == ("tuner.no_module", "tuner.lora.targets")
 
 
 def test_modules_that_learn_whole_are_saved_beside_the_adapter(
