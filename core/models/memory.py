@@ -25,7 +25,7 @@ LOGIT_BYTES = 12
 """For each token and word: the logarithm of the probability and two gradients of it, in fp32."""
 RUNTIME = {"cpu": 640 << 20, "cuda": 700 << 20, "mps": 700 << 20}
 """Libraries and buffers of the device, before any weight: torch, transformers and peft imported; a CUDA context."""
-HEAP = {"own": 0.3, "adapter": 0.65, "packed": 1.3}
+HEAP = {"own": 0.3, "adapter": 0.65, "packed": 1.0}
 """Of what the layers of a step give, the share that glibc holds on a CPU though it is free: aligned blocks seldom fit
 where one of their size was. Measured with glibc 2.36 (bench/memory.py): what learns is the model's own weights,
 adapters, or adapters above packed weights."""
@@ -100,14 +100,7 @@ def plan(run: Run, shapes: Shapes, device: str, stored: int = 0, *, bf16: bool =
     trainable = sum(map(math.prod, learns.values()))
     own = sum(math.prod(shape) for name, shape in learns.items() if name in shapes.tensors)
     tokens = run.stage.together(run.training.batch_size) * run.data.cutoff
-    # autocast multiplies copies in 16 bits, and keeps them, of what learns and of whatever else is held in fp32
-    # (of what stays only where autograd wants them, which checkpointing computes anew; of no table that is only read)
-    read = math.prod(shapes.embedding) if shapes.head else 0
-    if width == 4 and not packed and not run.training.gradient_checkpointing:
-        wide = held - read
-    else:
-        wide = own - read * (shapes.table in learns)
-    copies = 2 * wide if half and not pure else 0
+    copies = _copies(run, shapes, learns, own, whole=width == 4 and not packed) if half and not pure else 0
     turns = run.optimizer.turns(learns, shapes)
     kept, given = max(activations(run, shapes, turn, device, half=half) for turn in turns)
     gradients = run.optimizer.gradient_bytes(learns, shapes, own_width)
@@ -131,6 +124,18 @@ def plan(run: Run, shapes: Shapes, device: str, stored: int = 0, *, bf16: bool =
         modules=_by_kind(learns),
     )
     return _spread(run, one, device)
+
+
+def _copies(run: Run, shapes: Shapes, learns: Mapping[str, tuple[int, ...]], own: int, *, whole: bool) -> int:
+    """Return the bytes of the copies in 16 bits that autocast multiplies, and keeps.
+
+    They are of what learns and of whatever else is held in fp32: of what stays only where autograd wants them, which
+    checkpointing computes anew; of no table that is only read.
+    """
+    read = math.prod(shapes.embedding) if shapes.head else 0
+    if whole and not run.training.gradient_checkpointing:
+        return 2 * (sum(map(math.prod, shapes.tensors.values())) - read)
+    return 2 * (own - read * (shapes.table in learns))
 
 
 def _logits(run: Run, shapes: Shapes, tokens: int) -> tuple[int, int]:
