@@ -24,7 +24,7 @@ from core.config import Export
 from core.errors import InputError, Stopped
 from core.export.card import exported
 from core.export.target import target
-from core.models import damage, foreign, rope
+from core.models import copies, damage, foreign, rope
 from core.models.adapters import load_adapter, tokenizer_of
 from core.models.device import DTYPES
 from core.models.inspect import inspect
@@ -172,7 +172,7 @@ def _merge(
         raise InputError("export.bias", "source", folder=str(adapter))
     _untie(model)
     before = logits(model, probe_B_T)
-    return wrapped.merge_and_unload(), before
+    return copies.merged(wrapped), before
 
 
 def _untie(model: PreTrainedModel) -> None:

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from core.errors import InputError
 from core.files import aside
-from core.models import loftq
+from core.models import copies, loftq
 from core.models.adapters import load_adapter
 from core.models.inspect import inspect_adapter
 from core.models.jsons import read_json
@@ -48,7 +48,7 @@ def merged(model: PreTrainedModel, names: Sequence[str], run: Path) -> PreTraine
         products = [_products(model, tuned(name, run.parents[1], PLACE)) for name in names]
         with aside(kept) as writing:
             _write(_joined(products), writing, LoraConfig(task_type="CAUSAL_LM"), str(model.name_or_path))
-    return load_adapter(model, kept, PART, PLACE).merge_and_unload()
+    return copies.merged(load_adapter(model, kept, PART, PLACE))
 
 
 def continued(model: PreTrainedModel, name: str, run: Path, *, above: bool) -> PreTrainedModel:
@@ -66,7 +66,7 @@ def continued(model: PreTrainedModel, name: str, run: Path, *, above: bool) -> P
                     shutil.copyfile(folder / file, writing / file)
     if loftq.over_its_base(model, kept, PLACE):
         loftq.keep_beginning(kept, run / "beginning")
-    wrapped: Any = load_adapter(model, kept, LEARNING, PLACE)
+    wrapped: Any = copies.bind(load_adapter(model, kept, LEARNING, PLACE))
     config = wrapped.peft_config[LEARNING]
     config.inference_mode, config.base_model_name_or_path = False, str(model.name_or_path)
     wrapped.set_adapter(LEARNING)

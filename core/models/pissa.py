@@ -22,7 +22,8 @@ def begin(model: Any, beginning: Path, adapter: str) -> None:
 
     They are kept in `beginning`, for as_plain() and for a resumed run, which takes the same parts out of the base.
     """
-    layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    found: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    layers = list({id(layer.get_base_layer().weight): layer for layer in found}.values())  # some share it
     if beginning.is_dir():
         set_peft_model_state_dict(model, load_file(beginning / WEIGHTS), adapter)
     else:

@@ -170,7 +170,7 @@ class Lora(Tuner):
         from peft import LoraConfig, get_peft_model
 
         from core.models.blocks import blocks
-        from core.models.copies import share_all
+        from core.models.copies import bind, share_all
         from core.models.linear import as_ends, chosen, wholly
         from core.models.moe import stacked
 
@@ -199,7 +199,7 @@ class Lora(Tuner):
             use_rslora=self.rslora,
             use_dora=self.dora,
         )
-        tuned: Any = share_all(get_peft_model(model, config))  # casts the adapter to fp32
+        tuned: Any = bind(share_all(get_peft_model(model, config)))  # casts the adapter to fp32
         if tokens:  # peft would write both tables beside them, whole
             tuned.save_pretrained = partial(tuned.save_pretrained, save_embedding_layers=False)
         self._begin(tuned, folder, rows)

@@ -74,6 +74,7 @@ class Oft(Tuner):
         from transformers.pytorch_utils import Conv1D
 
         from core.models.adapters import turn_anything
+        from core.models.copies import bind
         from core.models.linear import chosen
 
         names = chosen(model, self.targets, "tuner.oft.targets", lora=False)
@@ -84,7 +85,7 @@ class Oft(Tuner):
         )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Invalid `oft_block_size`")  # said by our own refusal
-            tuned: Any = turn_anything(get_peft_model(model, config))
+            tuned: Any = bind(turn_anything(get_peft_model(model, config)))
         for name, module in tuned.named_modules():
             if isinstance(module, OFTLayer) and module.oft_block_size["default"] != self.block:
                 raise _uneven(self.block, name.removeprefix("base_model.model."), int(module.in_features or 0))
