@@ -22,7 +22,7 @@ from core.models.jsons import read_json
 from core.models.memory import Plan, plan
 from core.models.packed import method, packing
 from core.models.room import Room, room
-from core.models.shapes import Shapes, of_config
+from core.models.shapes import BUFFERS, WHOLE_TYPE, Shapes, of_config
 from core.models.tables import known_tokens, widened
 from core.sections import Model
 from core.workspace import HUB_ID, locate
@@ -215,7 +215,7 @@ def _known_tokens(folder: Path, written: Stamp) -> int | None:
 @lru_cache(maxsize=64)
 def _read(folder: Path, written: Stamp) -> tuple[Shapes, int] | None:
     settings = read_json(folder / "config.json", "model.path", "model.no_config")
-    settings = of_text(settings)
+    settings = of_text(settings) | {WHOLE_TYPE: settings.get("model_type")}
     here = any(folder.glob("*.safetensors"))
     entries = tensors(folder, "model.path") if here else {}
     if packed := method(settings):
@@ -229,7 +229,8 @@ def _read(folder: Path, written: Stamp) -> tuple[Shapes, int] | None:
 
 
 def _loaded(tensors: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """Return the weights that are loaded: of a model that speaks, too, those of the part that writes."""
+    """Return the weights that may learn: of a model that speaks, too, those of the part that writes."""
+    tensors = {name: shape for name, shape in tensors.items() if not BUFFERS.search(name)}
     thinker = {name.removeprefix(THINKS): shape for name, shape in tensors.items() if name.startswith(THINKS)}
     return thinker or tensors
 

@@ -53,9 +53,14 @@ def beside_experts(shapes: Shapes, rank: int) -> dict[str, tuple[int, ...]]:
     """Return name -> shape of what LoRA of this rank adds to the stacked weights of experts."""
     found: dict[str, tuple[int, ...]] = {}
     for block in shapes.linears:
-        first = next((one for one in block if one.of_expert and not one.last), None)
+        firsts = {_holder(one): one for one in reversed(block) if one.of_expert and not one.last}
         for linear in (one for one in block if one.of_expert):
             found[f"{linear.name}.lora_B"] = (linear.rows, linear.count * rank)
-            if linear.last or linear is first:  # in memory gate and up are one matrix, with one A
+            if linear.last or linear is firsts.get(_holder(linear)):  # in memory gate and up are one matrix, with one A
                 found[f"{linear.name}.lora_A"] = (linear.count * rank, linear.columns)
     return found
+
+
+def _holder(linear: Linear) -> str:
+    """Return the name of the module that holds a layer."""
+    return linear.name.rpartition(".")[0]

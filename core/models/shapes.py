@@ -18,6 +18,13 @@ APART = re.compile(r"(^|\.)(\w*router|gate|shared_expert_gate|lm_head)(\.|$)|(vi
 """Names of layers that choose experts (few rows would teach them to send all to one), of heads, eyes and ears."""
 LAST = re.compile(r"(^|\.)(o_proj|out_proj|wo|dense|c_proj|down_proj|fc2|w2|dense_4h_to_h|fc_out|down|output_linear)$")
 """Layers that give back to the stream of the model what attention or the MLP computed: their input is theirs alone."""
+BUFFERS = re.compile(
+    r"(^|\.)(running_(mean|var)|num_batches_tracked|(?<!moe_statics\.)(?<!experts\.)e_score_correction_bias|feed_forward\.expert_bias|balancing_biases|tid2eid"
+    r"|layer_scalar|slope_rate|(query|key|diagonal)_decay|summary_idxs|global_(mean|invstd)|act_fn\.(beta|eps))$"
+)
+"""Names of what lies among the weights in the files, and does not learn."""
+WHOLE_TYPE = "whole_model_type"
+"""Key beside those of a config in Shapes: the model_type that the one of the text part lies over."""
 OF_EXPERTS = (
     "afmoe", "beam", "cohere2_moe", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots1", "ernie4_5_moe",
     "exaone_moe", "flex_olmo", "glm4_moe", "glm4_moe_lite", "glm4v_moe", "glm_moe_dsa", "hunyuan_v1_moe", "laguna",
@@ -28,8 +35,8 @@ OF_EXPERTS = (
 of those, and none on the layers that were meant (peft 0.21, issue 3711). It loses those of Laguna's shared experts when
 it loads them: it reads their names as older ones of theirs."""
 MLP = ("gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
-EXPERT = re.compile(r"\.experts?\.(\d+\.)?|\.block_sparse_moe\.(in|out)put_linear\.")
-"""The second is what Granite's files call them."""
+EXPERT = re.compile(r"\.experts?\.(?!router\.)(\d+\.)?|\.(block_sparse_moe|mlp)\.(in|out)put_linear\.")
+"""The second is what Granite's and JetMoE's files call them."""
 ACTIVE = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk", "top_k_experts", "moe_k")
 """Keys of config.json: how many experts work on a token."""
 NUMBERS = {
@@ -86,6 +93,11 @@ class Shapes:
     config: Mapping[str, Any]
     """config.json; of a model with several parts, with that of its text part laid over it."""
 
+    @property
+    def type(self) -> str:
+        """The type of the whole model."""
+        return str(self.config.get(WHOLE_TYPE, self.config.get("model_type")))
+
     @cached_property
     def parts(self) -> frozenset[str]:
         """What stands between dots in names."""
@@ -117,7 +129,11 @@ class Shapes:
     @cached_property
     def table(self) -> str:
         """The name of the table of embeddings: the tallest matrix outside the blocks that is no head."""
-        tables = {name: shape for name, shape in self.tensors.items() if len(shape) == 2 and not BLOCK.match(name)}
+        tables = {
+            name: shape
+            for name, shape in self.tensors.items()
+            if len(shape) == 2 and not BLOCK.match(name) and not (APART.search(name) and name != self.head)
+        }
         return max(tables, key=lambda name: (tables[name][0], name != self.head), default="")
 
     @cached_property

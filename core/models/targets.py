@@ -18,6 +18,7 @@ from core.models.adapter_check import MAX_PATTERN
 from core.models.registry import of_type
 from core.models.shapes import APART, HEADS, Linear, Shapes, named
 
+TABLE = re.compile(r"embed[^.]*$|(^|\.)wpe$")
 FUSED = re.compile(r"\.(mamba|mixer)\.(out_proj|x_proj|dt_proj)$")
 """Layers of Mamba's kin whose weights a fused kernel reads past any adapter."""
 
@@ -152,8 +153,8 @@ def targeted(
 
 
 def _outside(shapes: Shapes, trunk: str) -> list[Linear]:
-    """Return the layers of what sees and hears, and of what stands between that and the text part: no tables."""
+    """Return the layers outside of the text blocks, as of what sees and hears: no tables."""
     found = {name.removesuffix(".weight"): shape for name, shape in shapes.tensors.items()
              if len(shape) == 2 and name.endswith(".weight") and name not in (shapes.head, shapes.table)}  # fmt: skip
-    beside = {name: shape for name, shape in found.items() if trunk and not name.startswith(f"{trunk}.")}
-    return [Linear(name, *shape) for name, shape in beside.items() if "embed" not in name.rpartition(".")[2]]
+    beside = {name: shape for name, shape in found.items() if trunk and not name.startswith(f"{shapes.stack}.")}
+    return [Linear(name, *shape) for name, shape in beside.items() if not TABLE.search(name)]

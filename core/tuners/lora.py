@@ -273,7 +273,7 @@ class Lora(Tuner):
         linears = targeted(shapes, self.targets, within(self.layers, len(shapes.blocks)), self.extra)
         linears += [] if self.layers else ends(shapes, self.targets, table=True)
         linears = [one for one in linears if not named(one.name, self.extra)]
-        return [one for one in linears if not taken_for_experts(str(shapes.config.get("model_type")), one.name)]
+        return [one for one in linears if not taken_for_experts(shapes.type, one.name)]
 
     def _under(self) -> list[str]:
         """Return what is put into the weights, so that something new is trained above it."""

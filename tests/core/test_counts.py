@@ -1,0 +1,36 @@
+"""What the planner counts as learning, from the files alone, is what learns: of types that are unlike others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core import config
+from core.forecast import forecast
+from core.models.shapes import Shapes
+from tests.core import tiny
+
+
+@pytest.mark.parametrize(("model_type", "tuner"), [
+    ("dots1", ["kind=expand", "blocks=1"]),  # with buffers among the weights of a block
+    ("gemma4", ["kind=full"]),
+    ("gemma4", ["kind=lora"]),  # a layer of the text part outside of its blocks
+    ("kimi_k25", ["kind=lora"]),  # whose text part alone is of a type that peft takes for one of experts
+    ("jetmoe", ["kind=lora", "experts=true"]),  # two kinds of experts in a block
+    ("laguna", ["kind=full"]),
+])  # fmt: skip
+def test_as_many_learn_as_planned(model_type: str, tuner: list[str], tmp_path: Path) -> None:
+    model = tiny.tiny_model(model_type)
+    model.save_pretrained(tmp_path / "model")
+    words = [f"tuner.{word}" for word in tuner]
+    run = config.run(config.override([f"model.path={tmp_path / 'model'}", "data.train=[rows]", *words]))
+    found = forecast(run, tmp_path)
+    tuned: Any = run.tuner.attach(model, tmp_path)
+    assert found and found.plan.trainable == sum(p.numel() for p in tuned.parameters() if p.requires_grad)
+
+
+def test_no_part_that_hears_is_the_table_of_tokens() -> None:
+    shapes = Shapes({"model.embed_tokens.weight": (320, 64), "model.audio_embed.bias_values.weight": (1000, 4)}, {})
+    assert shapes.table == "model.embed_tokens.weight"
