@@ -68,7 +68,7 @@ class Run(Spec):
 
     @model_validator(mode="after")
     def _pairs_stay_together(self) -> Run:
-        if self.stage.paired and self.data.streaming:
+        if self.data.streaming and self.stage.asks(keeps_base=self.tuner.keeps_base()):
             raise crossed("data.stream_pairs", "data.streaming", stage=self.stage.kind)
         if self.stage.paired and self.data.packing == "always":
             raise crossed("data.packing_pairs", "data.packing", stage=self.stage.kind)

@@ -139,7 +139,8 @@ class Loader:
             return lambda: self._rows(described, "data.train", broken)
 
         plain = [self._first(described).plain for described in sets]
-        packing = self.data.packing == "always" or (self.data.packing == "auto" and all(plain))
+        wanted = self.data.packing == "always" or (self.data.packing == "auto" and all(plain))
+        packing = wanted and self.kind not in PAIRED
         return Stream([reader(d) for d in sets], self.encoder(), self.data, seed, pack=packing, broken=broken)
 
     def _first(self, described: Described) -> Row:

@@ -10,15 +10,15 @@ from typing import Any
 
 from torch.utils.data import IterableDataset
 
-from core.data.encode import CHUNK, Counts, Encoder, item
+from core.data.encode import CHUNK, PAIRED, Counts, Encoder, Made, item
 from core.data.pack import bins
 from core.data.rows import Broken
 from core.errors import InputError
 from core.formats import Row
 from core.sections import Data
 
-Tokens = dict[str, Any]
-"""input_ids, labels, and media where a row has any."""
+Tokens = Any
+"""input_ids, labels, and media where a row has any; of a comparison or feedback two such, as Pairs gives them."""
 
 
 class Stream(IterableDataset):
@@ -85,11 +85,15 @@ class Stream(IterableDataset):
         """Yield the rows of one set, encoded. Raises InputError when there is nothing to learn in it."""
         found, reader = False, islice(rows(), self.data.max_rows or None)
         while chunk := list(islice(reader, CHUNK)):
-            made = [item(one.ids_T, one.learned_T, one.media) for one in self.encoder.chunk(chunk)]
+            made = [self._item(one) for one in self.encoder.chunk(chunk)]
             found = found or bool(made)
-            yield from made
+            yield from zip(made[::2], made[1::2], strict=True) if self.encoder.kind in PAIRED else made
         if not found:
             raise InputError("data.no_target", "data.train", cutoff=self.data.cutoff)
+
+    def _item(self, one: Made) -> dict[str, Any]:
+        liked = {"liked": one.liked} if self.encoder.kind == "feedback" else {}
+        return item(one.ids_T, one.learned_T, one.media) | liked
 
     def _shuffled(self, rows: Iterator[Tokens], chance: random.Random) -> Iterator[Tokens]:
         buffer = list(islice(rows, self.data.buffer))

@@ -39,7 +39,7 @@ class Stage(Spec):
 
     @property
     def paired(self) -> bool:
-        """Whether an example is two rows, which neither packs nor streams know how to keep together."""
+        """Whether an example is two rows, which packs would not keep together."""
         return self.wanted[0] in ("ranking", "feedback")
 
     @property
@@ -50,6 +50,10 @@ class Stage(Spec):
     def together(self, batch: int) -> int:
         """Return how many rows are computed together, and kept until their gradient is known, of such a batch."""
         return 2 * batch if self.wanted == ("ranking",) else batch
+
+    def asks(self, *, keeps_base: bool) -> bool:
+        """Return whether the model is asked about all rows before it learns; keeps_base: as for Tuner.keeps_base."""
+        return False
 
     def needs_base(self) -> str:
         """Return the place of the setting that needs the model as it was beside the one that learns; "" for none."""

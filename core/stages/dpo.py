@@ -50,6 +50,9 @@ class Dpo(Stage):
             raise crossed("dpo.smoothing", "stage.dpo.label_smoothing", loss=self.loss)
         return self
 
+    def asks(self, *, keeps_base: bool) -> bool:
+        return self.precompute or not keeps_base
+
     def train(self, run: Run, context: Context) -> dict[str, float]:
         from core.training import course
         from core.training.preference import AgainstReference
@@ -57,6 +60,6 @@ class Dpo(Stage):
 
         objective = AgainstReference(
             self.loss, self.beta, self.label_smoothing, self.sft_weight, self.tail_weight,
-            running=Running() if self.loss == "bco_pair" else None, asks=self.precompute or not run.tuner.keeps_base(),
+            running=Running() if self.loss == "bco_pair" else None, asks=self.asks(keeps_base=run.tuner.keeps_base()),
         )  # fmt: skip
         return course.train(run, context, objective)

@@ -32,9 +32,12 @@ class Kto(Stage):
     Compute what the model says of all answers before it learns, once: faster with several epochs. Always done where
     the model as it was can't be had beside the one that learns: full tuning, PiSSA, a start from an adapter."""
 
+    def asks(self, *, keeps_base: bool) -> bool:
+        return self.precompute or not keeps_base
+
     def train(self, run: Run, context: Context) -> dict[str, float]:
         from core.training import course
         from core.training.preference import LikedOrNot
 
-        asks = self.precompute or not run.tuner.keeps_base()
+        asks = self.asks(keeps_base=run.tuner.keeps_base())
         return course.train(run, context, LikedOrNot(self.beta, self.liked_weight, self.disliked_weight, asks))

@@ -170,14 +170,15 @@ def _layout(
     if packing == "always" and not apart:
         raise InputError("data.packing", "data.packing", model=model.config.model_type)
     collator = Flat() if apart else Padder(pad_id, lessons.album)
+    if objective.paired:
+        pairs = {name: Pairs(rows) for name, rows in held_out.items()}
+        both = (Apart if run.stage.wanted[0] == "feedback" else Sides)(collator)
+        return train if isinstance(train, Stream) else Pairs(train), pairs, collator, both
     if isinstance(train, Stream):
         train.pack = train.pack and apart
         return train, held_out, collator, collator
     if run.stage.draws:
         return Prompts(train), held_out, collator, Asked()
-    if objective.paired:
-        pairs = {name: Pairs(rows) for name, rows in held_out.items()}
-        return Pairs(train), pairs, collator, (Sides if train.liked_B is None else Apart)(collator)
     if apart and (packing == "always" or (packing == "auto" and lessons.counts.all_plain)):
         return packed(train, run.data.cutoff), held_out, collator, collator
     return train, held_out, collator, collator

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -317,8 +318,28 @@ def test_rows_of_another_kind_are_refused_before_a_model_is_loaded(
     assert caught.value.code == code and "load_model" not in [e["phase"] for e in of_type(folder, "phase")]
 
 
+@pytest.mark.parametrize(("name", "kind"), [("pairs.jsonl", "ranking"), ("feedback.jsonl", "feedback")])
+def test_a_stream_keeps_the_rows_of_an_example_together(tiny_model: Path, compared: Path, name: str, kind: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+
+    def lessons(**more: Any) -> Any:
+        data = Data(folder=str(compared), train=[name], eval_share=0, **more)
+        return load(data, compared, tokenizer, 0, wanted=(kind,)).train
+
+    pairs, stream = Pairs(lessons()), lessons(streaming=True, buffer=1)
+    assert len(pairs) > 4
+    for number, given in enumerate(islice(stream, 2 * len(pairs))):  # it begins anew
+        if not number % len(pairs) and kind == "feedback":
+            continue  # the first is compared with the one read before it, which is another now
+        for row, wanted in zip(given, pairs[number % len(pairs)], strict=True):
+            assert row["input_ids"].tolist() == wanted["input_ids"].tolist()
+            assert row["labels"].tolist() == wanted["labels"].tolist()
+            assert row.get("liked") == wanted.get("liked")
+
+
 @pytest.mark.parametrize(("given", "code"), [
-    (["stage=dpo", "data.streaming=true"], "data.stream_pairs"),
+    (["stage=dpo", "data.streaming=true", "training.max_steps=5", "stage.precompute=true"], "data.stream_pairs"),
+    (["stage=kto", "data.streaming=true", "training.max_steps=5", "tuner.kind=full"], "data.stream_pairs"),
     (["stage=kto", "data.packing=always"], "data.packing_pairs"),
     (["stage=dpo", "stage.loss=robust"], "dpo.robust"),
     (["stage=dpo", "stage.loss=ipo", "stage.label_smoothing=0.1"], "dpo.smoothing"),

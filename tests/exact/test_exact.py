@@ -45,6 +45,7 @@ TUNERS: dict[str, list[str]] = {
 }
 WAYS: dict[str, list[str]] = {
     "stream": ["data.train=[orders, chats]", "data.streaming=true", "data.buffer=8"],
+    "streamed pairs": ["stage=kto", "data.train=[feedback.jsonl]", "data.streaming=true", "data.buffer=4"],
     "mixture": ["data.train=[orders, chats]", "data.mix=interleave_over", "training.accumulation=2"],
     "packed": ["data.packing=always", "data.cutoff=64"],
     "precomputed": ["stage=dpo", "data.train=[pairs.jsonl]", "stage.precompute=true"],
