@@ -28,7 +28,7 @@ from core.events import RunState
 from core.files import DISK_FULL, hold, read_json
 from core.models import consent
 from core.models.room import chosen, devices
-from core.supervisor import LOCK, PROCESS, QUEUED, sign_in
+from core.supervisor import LOCK, PROCESS, QUEUED, deferring, sign_in
 from core.workspace import BUNDLED
 
 EXIT = "exit.json"
@@ -229,7 +229,7 @@ def _start(
     if hardware.cluster:
         crew = {"module": "core.cluster", "more": [json.dumps(crew)]}
     command = [str(folder), str(hardware.grace), json.dumps(crew | {"node": node}), *map(str, handed)]
-    with (folder / "supervisor.log").open("ab") as log:
+    with (folder / "supervisor.log").open("ab") as log, deferring():
         return subprocess.Popen(
             [sys.executable, "-m", "core.supervisor", *command],
             stdin=subprocess.DEVNULL,

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -53,6 +53,7 @@ class Supervisor:
         self.stop_requests = 0
         signal.signal(signal.SIGTERM, self.stop)
         signal.signal(signal.SIGINT, self.stop)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])  # deferred up to here
         self.crew = Crew(folder, [str(folder), str(grace)], plan)
         self.mark = mark(plan)
 
@@ -159,6 +160,16 @@ def sign_in(folder: Path, pid: int, environment: Mapping[str, str]) -> None:
     signed = signature(pid)
     more = {"launched": round(signed["created"], 3), "gpus": environment.get("CUDA_VISIBLE_DEVICES")}
     write_json(folder / PROCESS, signed | more)
+
+
+@contextlib.contextmanager
+def deferring() -> Iterator[None]:
+    """Let a supervisor that is started within hear a request to stop once it can, and not die of it before."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def take(folder: Path) -> None:

@@ -109,7 +109,8 @@ def test_stop_saves_and_leaves_no_process(launched):
 
 def test_stop_before_anything_began_ends_it(launched):
     runs.stop(launched)
-    assert settled(launched).status == "stopped"
+    view = settled(launched)
+    assert view.status == view.exit["cause"] == "stopped"  # the supervisor lived to tell
 
 
 def test_a_second_stop_ends_it_at_once(launched):
