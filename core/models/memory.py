@@ -16,7 +16,7 @@ from core.models.kept import activations
 from core.models.packed import stays
 from core.models.room import WORTHWHILE, devices
 from core.models.shapes import Shapes
-from core.models.tables import CHUNK, is_last, passing
+from core.models.tables import CHUNK, passing
 
 if TYPE_CHECKING:
     from core.config import Run
@@ -141,7 +141,7 @@ def _copies(run: Run, shapes: Shapes, learns: Mapping[str, tuple[int, ...]], own
 def _logits(run: Run, shapes: Shapes, tokens: int) -> tuple[int, int]:
     """Return how many logits are made at once, and in how many parts all are."""
     logits = tokens * shapes.embedding[0]
-    if logits <= CHUNK or not (run.stage.in_parts and is_last(shapes.config)) or any(run.launcher.divides):
+    if logits <= CHUNK or not run.stage.in_parts or any(run.launcher.divides):
         return logits, 1
     return CHUNK, -(-logits // CHUNK)
 

@@ -6,10 +6,9 @@ A table is often the largest matrix of a model, and what learns of it takes more
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from core.models.jsons import read_json
 from core.models.shapes import Linear, Shapes
@@ -24,9 +23,7 @@ ROWS = "token_adapter"
 """What the rows of new tokens are called behind the name of their table, where an adapter holds them."""
 
 CHUNK = 1 << 26
-"""Logits made at once: more are made in parts (core.training.chunks), by a head that nothing follows."""
-FOLLOWED = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
-"""Keys of config.json: what becomes of logits after the head."""
+"""Logits made at once: more are made in parts (core.training.chunks)."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +113,3 @@ def passing(shapes: Shapes, learns: Container[str], *, own: bool, masked: bool) 
 
 def _biases(shapes: Shapes, rows: int) -> dict[str, tuple[int, ...]]:
     return {f"{module}.bias": (rows,) for module in with_bias(shapes)}
-
-
-def is_last(config: Mapping[str, Any]) -> bool:
-    """Return whether logits are what the head gives: then many are made in parts."""
-    return not any(config.get(key) for key in FOLLOWED)

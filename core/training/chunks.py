@@ -6,7 +6,7 @@ A part's logits are gone once the logarithms of its probabilities are known, and
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,38 +21,45 @@ from torch.utils.checkpoint import checkpoint
 from core.data.encode import IGNORED
 from core.models.tables import CHUNK
 
-_plain: weakref.WeakKeyDictionary[torch.nn.Module, bool] = weakref.WeakKeyDictionary()
+After = Callable[[torch.Tensor], torch.Tensor]
+SCALES = ("logits_scaling", "logit_scale", "lm_head_multiplier")
+CAP = "final_logit_softcapping"
+"""Names in configs: by what logits are multiplied or divided after the head, and what bounds them."""
+
+_after: weakref.WeakKeyDictionary[torch.nn.Module, After | None] = weakref.WeakKeyDictionary()
 
 
-def wanted(model: Any, targets_B_P: torch.Tensor) -> bool:
-    """Return whether the logits of these targets are to be made in parts: they are many, and just what the head gives.
+def wanted(model: Any, targets_B_P: torch.Tensor) -> After | None:
+    """Return what becomes of what the head gives, if the logits of these targets are to be made in parts.
 
-    Some models scale or bound that: of those they are made at once. So they are where processes divide the weights, for
-    one alone could not look.
+    None: they are few, or nobody knows what becomes of them. So it is where processes divide the weights, for one alone
+    could not look.
     """
     inner, (base, words) = bare(model), _base(model)
     head = base.get_output_embeddings()
     whole = (model is inner or isinstance(model, Parallel)) and not isinstance(inner, FSDPModule)
     if head is None or not whole or targets_B_P.numel() * words <= CHUNK:
-        return False
-    if head not in _plain:
-        _plain[head] = _is_last(inner, head, targets_B_P)
-    return _plain[head]
+        return None
+    if head not in _after:
+        _after[head] = _found(inner, head, base.config.get_text_config(), targets_B_P)
+    return _after[head]
 
 
 @contextmanager
-def said(model: Any, targets_B_P: torch.Tensor) -> Iterator[None]:
-    """Let the head give, for logits, the logarithms of the probabilities of the targets: (B, P, 1), in fp32.
+def said(model: Any, targets_B_P: torch.Tensor, after: After) -> Iterator[list[torch.Tensor]]:
+    """Give a list that holds, after a forward within the block, the logarithms of the probabilities of the targets.
 
-    It does so within the forward of the model, where it computes in the precision of the run.
+    They are (B, P, 1), in fp32. The head makes them, where the model computes in the precision of the run; what follows
+    it in the model means nothing then.
     """
     base, words = _base(model)
     head = base.get_output_embeddings()
     own, forward = vars(head).get("forward"), head.forward
     length = max(1, CHUNK // words)
+    found: list[torch.Tensor] = []
 
     def logps(hidden_L_D: torch.Tensor, targets_L: torch.Tensor) -> torch.Tensor:
-        return -cross_entropy(forward(hidden_L_D).float(), targets_L, ignore_index=IGNORED, reduction="none")
+        return -cross_entropy(after(forward(hidden_L_D)).float(), targets_L, ignore_index=IGNORED, reduction="none")
 
     def parts(hidden_B_P_D: torch.Tensor) -> torch.Tensor:
         made = [
@@ -61,11 +68,12 @@ def said(model: Any, targets_B_P: torch.Tensor) -> Iterator[None]:
                 hidden_B_P_D.flatten(0, 1).split(length), targets_B_P.flatten().split(length), strict=True
             )
         ]
-        return torch.cat(made).view(*targets_B_P.shape, 1)
+        found.append(torch.cat(made).view(*targets_B_P.shape, 1))
+        return found[0]
 
     head.forward = parts
     try:
-        yield
+        yield found
     finally:
         del head.forward
         if own is not None:
@@ -84,8 +92,8 @@ def _base(model: Any) -> tuple[Any, int]:
     return base, vars(base.config.get_text_config()).get("vocab_size", 0)
 
 
-def _is_last(model: Any, head: torch.nn.Module, targets_B_P: torch.Tensor) -> bool:
-    """Return whether the logits of a model are what its head gives; one learned token is looked at."""
+def _found(model: Any, head: torch.nn.Module, config: Any, targets_B_P: torch.Tensor) -> After | None:
+    """Return what becomes of what the head of a model gives until it is logits; one learned token is looked at."""
     given: list[Any] = []
     hook = head.register_forward_hook(lambda _, __, out: given.append(out))
     token_1_1 = targets_B_P[targets_B_P != IGNORED][:1][None]
@@ -94,4 +102,16 @@ def _is_last(model: Any, head: torch.nn.Module, targets_B_P: torch.Tensor) -> bo
             logits = model(input_ids=token_1_1, use_cache=False).logits
     finally:
         hook.remove()
-    return len(given) == 1 and torch.equal(given[0].float(), logits.float())
+    if len(given) != 1:
+        return None
+    return next((after for after in _known(config) if torch.equal(after(given[0]).float(), logits.float())), None)
+
+
+def _known(config: Any) -> Iterator[After]:
+    """Yield what may become of logits by the config of a model."""
+    yield lambda logits: logits
+    for scale in filter(None, (vars(config).get(name) for name in SCALES)):
+        yield lambda logits, by=scale: logits * by
+        yield lambda logits, by=scale: logits / by
+    if cap := vars(config).get(CAP):
+        yield lambda logits: torch.tanh(logits / cap) * cap

@@ -129,10 +129,10 @@ def look(model: Any, batch: Batch, head: ValueHead | None = None) -> Seen:
 def say(model: Any, batch: Batch) -> Said:
     """Return what the model says of the learned tokens of a batch; of many it makes the logits in parts."""
     places = Places(model, batch)
-    if places.keeps and chunks.wanted(model, places.targets_B_P):
-        with chunks.said(model, places.targets_B_P):
+    if places.keeps and (after := chunks.wanted(model, places.targets_B_P)):
+        with chunks.said(model, places.targets_B_P, after) as found:
             out = model(**places.given, use_cache=False)
-        logps_K = places.chosen(out.logits).squeeze(-1)
+        logps_K = places.chosen(found[0]).squeeze(-1)
     else:
         out = model(**places.given, use_cache=False)
         targets_K = places.learned(places.targets_B_P)
