@@ -16,13 +16,14 @@ from core import config
 from core.config import Run
 from core.errors import InputError
 from core.known import Stamp, stamp
+from core.models.decoder import of_config
 from core.models.headers import tensors
 from core.models.inspect import of_text
 from core.models.jsons import read_json
 from core.models.memory import Plan, plan
 from core.models.packed import method, packing
 from core.models.room import Room, room
-from core.models.shapes import BUFFERS, WHOLE_TYPE, Shapes, of_config
+from core.models.shapes import BUFFERS, WHOLE_TYPE, Shapes
 from core.models.tables import known_tokens, widened
 from core.sections import Model
 from core.workspace import HUB_ID, locate

@@ -18,10 +18,11 @@ from core.config import Run
 from core.data.pack import Flat
 from core.errors import InputError
 from core.forecast import TIGHT, forecast, foresee
+from core.models.decoder import of_config
 from core.models.headers import tensors
 from core.models.memory import LOGIT_BYTES, plan
 from core.models.room import Room, _smi, gpus, room
-from core.models.shapes import Shapes, of_config
+from core.models.shapes import Shapes
 from core.models.varlen import isolate
 from core.optimizers.steps.badam import ByBlock, parted
 from core.sections import Hardware

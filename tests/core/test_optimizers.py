@@ -18,10 +18,11 @@ from core import config
 from core.config import Run
 from core.errors import InputError
 from core.forecast import foresee
+from core.models.decoder import of_config
 from core.models.headers import tensors
 from core.models.memory import plan
 from core.models.room import Room
-from core.models.shapes import Shapes, of_config
+from core.models.shapes import Shapes
 from core.preflight import check
 from core.training.moving import check_alone
 from core.training.objective import NextToken
