@@ -128,7 +128,7 @@ def make(folder: Path) -> tuple[Path, Path]:
     def text(mean: float, spread: float) -> str:
         return " ".join(chance.choices(words, k=1 + int(chance.lognormvariate(mean, spread))))
 
-    rows = [{"instruction": text(2.9, 0.5), "output": text(3.3, 1.0)} for _ in range(ROWS)]
+    rows = [{"instruction": text(2.9, 0.5), "input": "", "output": text(3.3, 1.0)} for _ in range(ROWS)]
     (folder / "data/rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "data/dataset_info.json").write_text(json.dumps({"rows": {"file_name": "rows.jsonl"}}))
     return folder / "model", folder / "data"

@@ -41,7 +41,6 @@ PAIRS: dict[str, list[str]] = {
     "stream": ["data.streaming=true", "data.eval=chats", "data.buffer=8"],
     "packed": ["data.packing=always", "data.cutoff=64", "training.group_by_length=false"],
     "dpo": ["stage=dpo", "stage.loss=bco_pair", "data.train=[pairs.jsonl]", "data.eval_share=0", "data.max_rows=8"],
-    "rm": ["stage=rm", "data.train=[pairs.jsonl]", "data.eval_share=0", "data.max_rows=8"],
     "full": ["tuner.kind=full", "optimizer.learning_rate=0.001", "data.eval_share=0"],
     "full rm": ["stage=rm", "tuner.kind=full", "optimizer.learning_rate=0.001", "data.train=[pairs.jsonl]",
                 "data.eval_share=0", "data.max_rows=8"],
