@@ -221,12 +221,12 @@ def main() -> None:
             rates.append(gemm())
             imports.append(seconds(IMPORTS))
             found["ours"].append(peak(ours(home, model, data, given, number), home))
-            shape = [str(home / "out"), str(given.steps), str(given.batch), str(CUTOFF), given.kind]
-            found["plain"].append(
-                peak([sys.executable, "-c", PLAIN, str(model), str(data / "rows.jsonl"), *shape], home)
-            )
+            shape = [str(given.steps), str(given.batch), str(CUTOFF), given.kind]
+            plain = [str(model), str(data / "rows.jsonl"), str(home / "plain"), *shape]
+            found["plain"].append(peak([sys.executable, "-c", PLAIN, *plain], home))
             if given.peer:
-                found["peer"].append(peak([given.peer, "-c", PEER, str(model), str(data), *shape], home))
+                peer = [str(model), str(data), str(home / f"peer-{number}"), *shape]
+                found["peer"].append(peak([given.peer, "-c", PEER, *peer], home))
         tell(found, statistics.median(rates), statistics.median(imports), given)
 
 
