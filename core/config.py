@@ -214,11 +214,11 @@ def _problem(cls: type[Spec], detail: Any) -> Problem:
     if type_ == "extra_forbidden":
         known = [s.path for s in known_settings(cls)] + sorted({s.path.rpartition(".")[0] for s in known_settings(cls)})
         near = difflib.get_close_matches(place, known, 1, 0.5)
-        nearest = near[0].rpartition(".")[2] if near else ""
-        params |= {"key": str(detail["loc"][-1]), "nearest": nearest}
+        key, nearest = str(detail["loc"][-1]), near[0].rpartition(".")[2] if near else ""
+        params |= {"key": key, "nearest": near[0] if nearest == key else nearest}
         return Problem("config.unknown_key_near" if nearest else "config.unknown_key", place, params)
     code = type_ if type_ in MESSAGES else f"config.{type_}"
-    return Problem(code if code in MESSAGES else "config.invalid", place, {**params, "what": detail["msg"]})
+    return Problem(code if code in MESSAGES else "config.invalid", place, {"what": detail["msg"], **params})
 
 
 def _spelled(layer: Mapping[str, Any]) -> dict[str, Any]:

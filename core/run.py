@@ -83,6 +83,7 @@ class Run(Spec):
             (self.data.streaming, "data.streaming"),
             (self.data.packing == "always", "data.packing"),
             (bool(self.data.eval), "data.eval"),
+            (bool(self.training.s2), "training.s2"),
         ):
             if wrong:
                 raise crossed("stage.draws", place, stage=self.stage.kind)

@@ -49,4 +49,5 @@ class Watching(Spec):
             "watching.at_start": self.at_start, "watching.patience": self.patience, "watching.best": self.best,
             "watching.samples": self.samples,
         }  # fmt: skip
-        return next((("watching.no_rows", place) for place, wish in wishes.items() if wish), None)
+        code: LiteralString = "watching.drawn" if stage.draws else "watching.no_rows"
+        return next(((code, place) for place, wish in wishes.items() if wish), None)

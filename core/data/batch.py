@@ -139,6 +139,8 @@ class Loader:
             return lambda: self._rows(described, "data.train", broken)
 
         plain = [self._first(described).plain for described in sets]
+        if self.kind == "feedback":
+            self._see_both(sets)
         wanted = self.data.packing == "always" or (self.data.packing == "auto" and all(plain))
         packing = wanted and self.kind not in PAIRED
         return Stream([reader(d) for d in sets], self.encoder(), self.data, seed, pack=packing, broken=broken)
@@ -149,6 +151,14 @@ class Loader:
         for row in self._rows(described, "data.train", broken):
             return row
         raise InputError("data.all_broken", "data.train", name=described.name, count=broken.count if broken else 0)
+
+    def _see_both(self, sets: list[Described]) -> None:
+        """Read until there was an answer that was liked and one that was not; raise InputError where one is missing."""
+        broken = Broken() if self.data.skip_broken else None
+        liked = (bool(row.label) for described in sets for row in self._rows(described, "data.train", broken))
+        first = next(liked)
+        if all(other == first for other in liked):
+            raise InputError("data.one_feedback", "data.train")
 
     def encoder(self) -> Encoder:
         """Return what turns rows into tokens with these settings, nothing counted yet."""

@@ -19,7 +19,7 @@ DATA: dict[str, str] = {
     "data.one_feedback": "All answers of the training sets were liked, or none was: KTO learns from the difference. Add answers of the other kind.",
     "data.stream_pairs": "Stage {stage} would ask the model about all rows before it learns from them, and a stream has no end. Turn streaming off, or take a method that keeps the model as it was (LoRA) without precomputing.",
     "data.packing_pairs": "Stage {stage} can't pack: the two rows of an example must stay together. Set packing to auto; nothing is padded all the same.",
-    "stage.draws": "Stage {stage} learns from answers that it draws itself, so this can't be set. Set accumulation to 1, streaming off, packing to auto and no evaluation set; for more answers a step raise the batch size.",
+    "stage.draws": "Stage {stage} learns from answers that it draws itself, so this can't be set. Set accumulation to 1, streaming off, packing to auto, shifted attention to 0 and no evaluation set; for more answers a step raise the batch size.",
     "data.no_room": "A question fills all {context} tokens that the model holds, so there is no room for an answer. Lower the cutoff.",
     "reward.missing": "The reward {by} needs to know this. Set it, or choose another reward.",
     "reward.pattern": "This is no regular expression: {what}. Mend it.",

@@ -70,8 +70,8 @@ def width(model: PreTrainedModel | PeftModel) -> int:
 def reading(model: Any, head: ValueHead, *, alone: bool = False) -> Iterator[None]:
     """Let a model give a dict, with the `value` (B, T) that the head reads off what its logits are made of.
 
-    That happens within its forward, so that what joins several processes sees the head learn. alone: nothing else is
-    given, and hardly a logit is made.
+    That happens within its forward, so that what joins several processes sees the head learn. alone: of the rest
+    the loss of routers alone is given, and hardly a logit is made.
     """
     inner, found = extract_model_from_parallel(model), []
 
@@ -80,7 +80,8 @@ def reading(model: Any, head: ValueHead, *, alone: bool = False) -> Iterator[Non
         return (given[0][:, -1:], *given[1:]) if alone else None
 
     def read(_: Any, __: Any, out: dict[str, Any]) -> dict[str, Any]:
-        return {**({} if alone else out), "value": head(found.pop())}
+        given = {"aux_loss": out.get("aux_loss")} if alone else out
+        return {**given, "value": head(found.pop())}
 
     hooks = [_output(inner).register_forward_pre_hook(look), inner.register_forward_hook(read)]
     try:

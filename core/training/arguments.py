@@ -101,6 +101,7 @@ def _engine(run: Run, device: torch.device) -> dict[str, Any]:
         "use_cpu": device.type == "cpu" and not _on_cpus(run, device),
         # dispatched batches would lose the bounds of rows laid end to end
         "accelerator_config": {"dispatch_batches": False, "use_configured_state": any(run.launcher.divides)},
-        "ddp_find_unused_parameters": False if run.training.gradient_checkpointing else None,
+        # the head of a reward model, experts that no token chose; checkpointing, not re-entrant, is no hindrance
+        "ddp_find_unused_parameters": True,
         **run.launcher.arguments(),
     }

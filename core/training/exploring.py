@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +24,7 @@ from core.errors import InputError
 from core.generation import Generation
 from core.models import value_head
 from core.models.answering import draw, sampling
+from core.models.precision import offloading
 from core.models.rope import context
 from core.training import policy
 from core.training.judging import Answer, Judge, told
@@ -32,6 +34,7 @@ from core.training.ordered import Ordered
 from core.training.policy import Experience, chosen
 from core.training.preference import without_adapter
 from core.training.running import Running
+from core.training.samples import answering
 
 STATE = "policy.json"
 
@@ -136,11 +139,8 @@ class Exploring(Ordered):
             raise InputError("data.no_room", "data.cutoff", context=context(model.config))
         wish = Generation(max_new_tokens=min(own.max_new_tokens, longest), temperature=own.temperature)
         settings = sampling(wish, model, own.tokenizer)
-        before = model.config._attn_implementation
-        if before == "varlen":  # it knows no cache
-            model.set_attn_implementation("sdpa")
-        drawn = draw(model, prompts, settings).tolist()
-        model.set_attn_implementation(before)
+        with answering(model):
+            drawn = draw(model, prompts, settings).tolist()
         ends = set(cast(list[int], settings.eos_token_id))
         return [_until(answer, ends) for answer in drawn]
 
@@ -165,10 +165,10 @@ class Exploring(Ordered):
             seen.logps += logps
             if own.refers:
                 seen.reference += self._logps(self._refer(model, batch))
-            entropies.append(policy.entropy(found.logits_K_V, own.temperature) * found.rows)
+            entropies.append(policy.entropy(found.logits_K_V, own.temperature) * len(found.row_K))
             if seen.values is not None:
                 seen.values += policy.by_row(cast(torch.Tensor, found.value_K), found.row_K, found.rows)
-        seen.entropy = torch.stack(entropies).sum() / len(rows)
+        seen.entropy = torch.stack(entropies).sum() / sum(map(len, seen.logps))
         return seen
 
     def _refer(self, model: Any, batch: Batch) -> Seen:
@@ -185,7 +185,8 @@ class Exploring(Ordered):
     def _loss(self, model: Any, seen: Experience, part: Sequence[int]) -> torch.Tensor:
         """Return the loss over some of the answers."""
         own = self.objective
-        found = look(model, self._batch([seen.rows[index] for index in part]), value_head.attached(model))
+        with offloading(model) if self.offload else nullcontext():
+            found = look(model, self._batch([seen.rows[index] for index in part]), value_head.attached(model))
         logps_K = policy.probabilities(found.logits_K_V, found.targets_K, own.temperature)
         old_K, advantages_K = chosen(seen.logps, part), chosen(cast(policy.Parts, seen.advantages), part)
         loss_K, clipped_K = policy.clipped(logps_K, old_K, advantages_K, own.clip)
@@ -202,6 +203,8 @@ class Exploring(Ordered):
             )
             told_["policy/value_loss"] = of_values.detach()
             loss = (loss + own.value_weight * of_values) * self._share(len(loss_K))
+        if self.router_aux_loss:
+            loss = loss + self.router_aux_loss * cast(torch.Tensor, found.aux_loss)
         self.metrics[True].append(told_)
         return loss
 
@@ -220,8 +223,9 @@ class Exploring(Ordered):
         """Note the curves, and steer the weight of the divergence where that is wanted."""
         own = self.objective
         lengths = torch.tensor([float(len(answer)) for answer in answers])
+        mean, square = self.team.means([float(scores_B.mean()), float(scores_B.square().mean())])
         self.metrics[True].append({
-            "rewards/mean": scores_B.mean(), "rewards/std": scores_B.std(correction=0),
+            "rewards/mean": scores_B.mean(), "rewards/std": torch.tensor(max(square - mean**2, 0.0) ** 0.5),
             "objective/entropy": seen.entropy, "answers/length": lengths.mean(),
             "answers/ended": (lengths < own.max_new_tokens).float().mean(),
         })  # fmt: skip

@@ -82,7 +82,7 @@ class Judge:
         from core.training.reward import read
 
         with _under(self.model, ADAPTER) if self.shared else _evaluated(self.model):
-            return read(self.model, self.head, batch)
+            return read(self.model, self.head, batch)[0]
 
 
 def judging(

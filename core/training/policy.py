@@ -56,7 +56,7 @@ def credit(seen: Experience, weight: float, gamma: float, lam: float, team: Team
     Advantages have mean 0 and spread 1 over the tokens of all processes.
     """
     assert seen.values is not None
-    pairs = zip(seen.logps, seen.reference, strict=True)
+    pairs = zip(seen.logps, seen.reference or seen.logps, strict=True)  # without a reference nothing is away from it
     rewards = [-weight * (own - other) for own, other in pairs]
     for reward, score in zip(rewards, seen.scores_B, strict=True):
         reward[-1] += score

@@ -29,24 +29,29 @@ class Reward:
     def __call__(self, model: Any, batch: Batch, count: torch.Tensor | None) -> tuple[torch.Tensor, Metrics]:
         head = value_head.attached(model)
         assert head is not None
-        chosen_B, rejected_B = read(model, head, batch).chunk(2)
+        values_B, aux_loss = read(model, head, batch)
+        chosen_B, rejected_B = values_B.chunk(2)
         loss = -logsigmoid(chosen_B - rejected_B).mean()
         if self.centering:
             loss = loss + self.centering * ((chosen_B + rejected_B) ** 2).mean()
-        return loss, rewards(chosen_B, rejected_B)
+        return loss, rewards(chosen_B, rejected_B) | ({} if aux_loss is None else {"aux_loss": aux_loss})
 
 
-def read(model: Any, head: value_head.ValueHead, batch: Batch) -> torch.Tensor:
-    """Return the number of each row of a batch: that at the last token that is learned, the end of its answer."""
+def read(model: Any, head: value_head.ValueHead, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return (the number of each row of a batch, the loss of routers).
+
+    The number is that at the last token that is learned, the end of its answer.
+    """
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     with value_head.reading(model, head, alone=True):
-        values_B_T = model(**inputs, use_cache=False)["value"]
+        out = model(**inputs, use_cache=False)
+    values_B_T, aux_loss = out["value"], out["aux_loss"]
     learned_B_T = batch["labels"] != IGNORED
     bounds = batch.get("cu_seq_lens_q")
     if bounds is None:
         at_T = torch.arange(learned_B_T.shape[1], device=learned_B_T.device)
         ends_B = (at_T * learned_B_T).argmax(1)
-        return values_B_T.gather(1, ends_B[:, None]).squeeze(1)
+        return values_B_T.gather(1, ends_B[:, None]).squeeze(1), aux_loss
     learned_K = learned_B_T[0].nonzero().squeeze(1)
     # how many learned tokens stand before each bound; the one before is the last of its row
-    return values_B_T[0, learned_K[torch.searchsorted(learned_K, bounds[1:].to(learned_K)) - 1]]
+    return values_B_T[0, learned_K[torch.searchsorted(learned_K, bounds[1:].to(learned_K)) - 1]], aux_loss

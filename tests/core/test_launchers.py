@@ -43,7 +43,7 @@ PAIRS: dict[str, list[str]] = {
     "dpo": ["stage=dpo", "stage.loss=bco_pair", "data.train=[pairs.jsonl]", "data.eval_share=0", "data.max_rows=8"],
     "full": ["tuner.kind=full", "optimizer.learning_rate=0.001", "data.eval_share=0"],
     "full rm": ["stage=rm", "tuner.kind=full", "optimizer.learning_rate=0.001", "data.train=[pairs.jsonl]",
-                "data.eval_share=0", "data.max_rows=8"],
+                "data.eval_share=0", "data.max_rows=8", "training.gradient_checkpointing=true"],
     # so cold that the same answers are drawn; what is learned is to foretell what they are worth
     "ppo": ["stage=ppo", "stage.drawing.temperature=0.00001", "stage.drawing.max_new_tokens=6", "stage.epochs=1",
             "stage.reward.by=length", "stage.reward.length=5", "stage.kl_weight=0", "optimizer.learning_rate=0.0001"],

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, MixtralConfig, MixtralForCausalLM
 
 from core.errors import InputError
 from core.rewards import Reward
@@ -179,6 +180,46 @@ def test_one_answer_a_step_is_normalized_by_those_before_it(
     spread = [told[: n + 1].std().item() if n else 0.0 for n in range(6)]
     wanted = [(told[n] - told[: n + 1].mean()).item() / (spread[n] + 1e-8) for n in range(6)]
     assert worth == pytest.approx(wanted, abs=1e-4) and max(map(abs, worth)) > 0.5
+
+
+def test_without_a_weight_no_reference_is_asked(make_run: MakeRun) -> None:
+    folder = make_run("free", "stage=ppo", "tuner.kind=full", "stage.kl_weight=0", *GIVEN, "training.batch_size=2",
+                      "training.max_steps=2")  # fmt: skip
+    train(folder)
+    assert "objective/kl" not in of_type(folder, "step")[-1]["metrics"]
+
+
+@pytest.mark.parametrize("stage", ["rm", "ppo", "grpo"])
+def test_routers_are_balanced_in_every_stage(
+    make_run: MakeRun, tiny_model: Path, workspace: Path, tmp_path: Path, stage: str
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.save_pretrained(tmp_path / "moe")
+    shape = MixtralConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=4, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
+    )  # fmt: skip
+    MixtralForCausalLM(shape).save_pretrained(tmp_path / "moe")
+    data = workspace / "liked"
+    data.mkdir()
+    write_rows(data / "pairs.jsonl", [{"prompt": f"order {i}", "chosen": "red", "rejected": "blue"} for i in range(8)])
+    of = [f"data.folder={data}", "data.train=[pairs.jsonl]", "data.eval_share=0"] if stage == "rm" else GIVEN
+    learned = {}
+    for weight in (0, 1):
+        settings = [f"stage={stage}", f"model.path={tmp_path / 'moe'}", *of, f"training.router_aux_loss={weight}"]
+        folder = make_run(f"{stage}-{weight}", *settings, "training.batch_size=2", "training.max_steps=2")
+        train(folder)
+        learned[weight] = weights(folder / "adapter")
+    assert any(not torch.equal(tensor, learned[1][name]) for name, tensor in learned[0].items())
+
+
+@pytest.mark.parametrize(("setting", "code", "place"), [
+    ("training.s2=0.25", "stage.draws", "training.s2"), ("watching.best=true", "watching.drawn", "watching.best"),
+])  # fmt: skip
+def test_what_drawing_does_not_allow_is_refused(make_run: MakeRun, setting: str, code: str, place: str) -> None:
+    with pytest.raises(InputError) as caught:
+        make_run("wrong", "stage=ppo", *GIVEN, setting)
+    assert (caught.value.code, caught.value.place) == (code, place)
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])

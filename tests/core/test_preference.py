@@ -303,6 +303,7 @@ def test_a_reward_model_reads_the_end_of_the_answer(make_run: MakeRun, compared:
     (["stage=pt", "data.train=[answers.jsonl]"], "data.answers"),
     (["stage=rm", "data.train=[texts.jsonl]"], "data.plain"),
     (["stage=kto", "data.train=[liked.jsonl]"], "data.one_feedback"),
+    (["stage=kto", "data.train=[liked.jsonl]", "data.streaming=true", "training.max_steps=2"], "data.one_feedback"),
     (["stage=dpo", "data.train=[same.jsonl]"], "data.same_answers"),
 ])  # fmt: skip
 def test_rows_of_another_kind_are_refused_before_a_model_is_loaded(
