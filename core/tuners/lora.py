@@ -159,7 +159,7 @@ class Lora(Tuner):
         check_names(shapes, self.targets, "tuner.lora.targets")
         check_layers(shapes, self.targets, self.layers)
         if self.experts and not has_experts(shapes.config):
-            raise InputError("lora.no_experts", "tuner.lora.experts", model=str(shapes.config.get("model_type")))
+            raise InputError("lora.no_experts", "tuner.lora.experts", model=shapes.type)
         sides = [min(one.rows, one.columns) for one in self._linears(shapes)] if self.pissa else []
         if self.rank > (limit := min(sides, default=self.rank)):
             raise InputError("lora.pissa_rank", "tuner.lora.rank", rank=self.rank, limit=limit)

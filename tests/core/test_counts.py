@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from core import config
+from core.errors import InputError
 from core.forecast import forecast
-from core.models.shapes import Shapes
+from core.models.shapes import WHOLE_TYPE, Shapes
+from core.tuners.lora import Lora
 from tests.core import tiny
 
 
@@ -34,3 +36,10 @@ def test_as_many_learn_as_planned(model_type: str, tuner: list[str], tmp_path: P
 def test_no_part_that_hears_is_the_table_of_tokens() -> None:
     shapes = Shapes({"model.embed_tokens.weight": (320, 64), "model.audio_embed.bias_values.weight": (1000, 4)}, {})
     assert shapes.table == "model.embed_tokens.weight"
+
+
+def test_a_refusal_names_the_type_of_the_whole_model() -> None:
+    shapes = Shapes({"model.layers.0.q_proj.weight": (4, 4)}, {"model_type": "qwen2_vl_text", WHOLE_TYPE: "qwen2_vl"})
+    with pytest.raises(InputError) as caught:
+        Lora(experts=True).check(shapes)
+    assert (caught.value.code, caught.value.params) == ("lora.no_experts", {"model": "qwen2_vl"})
