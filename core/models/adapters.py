@@ -53,6 +53,7 @@ UNUSABLE = (
     AssertionError,
 )
 """What peft raises for settings that it can't make sense of."""
+BASE = ("base_layer.weight", "base_layer.bias")
 
 
 def load_adapter(model: PreTrainedModel | PeftModel, folder: Path, name: str, place: str = "tuned") -> PeftModel:
@@ -115,12 +116,12 @@ def _check_tokens(config: PeftConfig, rows: int, folder: Path, place: str) -> No
 
 
 def _without_base_layers(model: PeftModel, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Drop the copies of unchanged base layers that PEFT writes beside an adapter of the embeddings."""
+    """Drop the copies of unchanged base layers that PEFT writes beside an adapter of the embeddings or the head."""
     own = model.state_dict()
     return {
         key: tensor
         for key, tensor in weights.items()
-        if not (key.endswith("base_layer.weight") and key in own and own[key].shape == tensor.shape)
+        if not (key.endswith(BASE) and key in own and own[key].shape == tensor.shape)
     }
 
 

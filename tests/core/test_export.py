@@ -13,8 +13,12 @@ from core.errors import InputError, Stopped
 from core.export import merge
 from core.export.merge import export
 from core.models.inspect import inspect
+from core.models.loading import load_model
+from core.sections import Hardware, Model
 from tests.core.models_fixtures import ASK, context, make_adapter, make_model, told
 from tests.core.tiny import tiny_model
+
+CPU = Hardware(device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +171,22 @@ def test_adapters_of_tied_embeddings(room, tmp_path, settings):
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert torch.allclose(logits(merged), wanted, atol=1e-4) and not merged.config.tie_word_embeddings
     assert metrics["difference"] <= 1e-4
+
+
+@pytest.mark.parametrize(("kind", "settings"), [
+    ("phi", {"target_modules": ["q_proj", "lm_head"]}), ("gptj", {"target_modules": ["q_proj", "lm_head"]}),
+])  # fmt: skip
+def test_adapters_of_heads_with_biases(kind, settings, tmp_path):
+    tiny_model(kind).save_pretrained(tmp_path / "base")
+    (tmp_path / "base" / "tokenizer.json").write_text("{}")
+    make_adapter(tmp_path / "adapter", tmp_path / "base", **settings)
+    model = load_model(Model(path=str(tmp_path / "base"), precision="fp32"), tmp_path, CPU)
+    merged, before = merge._merge(model, tmp_path / "adapter", torch.arange(60).view(2, 30))
+    assert torch.allclose(logits(merged), before, atol=1e-4)
+    merged.save_pretrained(tmp_path / "out")
+    (tmp_path / "out" / "tokenizer.json").write_text("{}")
+    again = load_model(Model(path=str(tmp_path / "out"), precision="fp32"), tmp_path, CPU)
+    assert torch.allclose(logits(again), before, atol=1e-4)
 
 
 def test_configs_that_do_not_tell_of_tied_embeddings(tmp_path):
