@@ -176,7 +176,10 @@ def _merge(
 
 
 def _untie(model: PreTrainedModel) -> None:
-    """Give the head weights of its own where the adapter sits on one of two tied layers: merging would change both."""
+    """Give the head weights of its own where the adapter sits on one of two tied layers: merging would change both.
+
+    Layers that share theirs get some of their own, too: one word in the config is for all.
+    """
     head = model.get_output_embeddings()
     ends = model.get_input_embeddings(), head
     touched = [
@@ -189,10 +192,7 @@ def _untie(model: PreTrainedModel) -> None:
         return
     for config in tied:
         config.tie_word_embeddings = False
-    if not isinstance(head, AuxiliaryTrainingWrapper):  # which holds a copy already
-        layer = head.get_base_layer() if isinstance(head, BaseTunerLayer) else head
-        weight = layer.get_parameter("weight").detach().clone()
-        layer.register_parameter("weight", torch.nn.Parameter(weight, requires_grad=False))
+    copies.part(model)
 
 
 def _round(model: PreTrainedModel, dtype: torch.dtype) -> None:

@@ -50,6 +50,16 @@ def merged(model: PeftModel) -> PreTrainedModel:
     return model.merge_and_unload()
 
 
+def part(model: torch.nn.Module) -> None:
+    """Give modules that share their weights some of their own."""
+    seen: set[int] = set()
+    for module in model.modules():
+        for name, weight in list(module.named_parameters(recurse=False)):
+            if id(weight) in seen:
+                module.register_parameter(name, torch.nn.Parameter(weight.detach().clone(), weight.requires_grad))
+            seen.add(id(weight))
+
+
 def _sharing(model: PeftModel) -> Iterator[tuple[Any, Any]]:
     """Yield the first of the layers that share their weights, and each of the others; embedding and head are none."""
     first: dict[tuple[type, int], Any] = {}

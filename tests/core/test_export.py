@@ -175,8 +175,10 @@ def test_adapters_of_tied_embeddings(room, tmp_path, settings):
 
 @pytest.mark.parametrize(("kind", "settings"), [
     ("phi", {"target_modules": ["q_proj", "lm_head"]}), ("gptj", {"target_modules": ["q_proj", "lm_head"]}),
+    ("zamba", {"target_modules": ["q_proj", "lm_head"]}), ("zamba", {"target_modules": ["q_proj", "embed_tokens"]}),
+    ("zamba", {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
 ])  # fmt: skip
-def test_adapters_of_heads_with_biases(kind, settings, tmp_path):
+def test_adapters_of_heads_with_biases_and_of_layers_that_share(kind, settings, tmp_path):
     tiny_model(kind).save_pretrained(tmp_path / "base")
     (tmp_path / "base" / "tokenizer.json").write_text("{}")
     make_adapter(tmp_path / "adapter", tmp_path / "base", **settings)
