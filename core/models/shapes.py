@@ -104,7 +104,7 @@ class Shapes:
         for name, shape in self.tensors.items():
             if (match := BLOCK.match(name)) and len(shape) > 1 and not APART.search(match[1]):
                 stacks[match[1]] = stacks.get(match[1], 0) + 1
-        return max(stacks, key=stacks.__getitem__, default="")
+        return max(stacks, key=lambda name: ("language_model" in name, stacks[name]), default="")
 
     @cached_property
     def blocks(self) -> list[dict[str, tuple[int, ...]]]:

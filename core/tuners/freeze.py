@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, LiteralString
 
 from core.errors import InputError
-from core.models.shapes import APART, BLOCK, Shapes, named
+from core.models.shapes import Shapes, named
 from core.models.tables import tables
 from core.models.targets import check_names
 from core.schema import knob
@@ -33,7 +34,7 @@ class Freeze(Tuner):
 
     def learns(self, shapes: Shapes, tokens: int = 0) -> dict[str, tuple[int, ...]]:
         names = list(shapes.tensors)
-        chosen = self._of_layers(names) | {name for name in names if named(name, self.extra)}
+        chosen = self._of_layers(names, shapes.stack) | {name for name in names if named(name, self.extra)}
         if tokens:  # whole tables get gradients, of which only the new rows are not zero
             chosen |= tables(shapes).keys()
         return {name: shape for name, shape in shapes.tensors.items() if name in chosen}
@@ -52,9 +53,10 @@ class Freeze(Tuner):
         self, model: PreTrainedModel, folder: Path, tokens: Sequence[int] = (), rows: Rows = ()
     ) -> PreTrainedModel:
         from core.models import vocabulary
+        from core.models.blocks import blocks
 
         names = [name for name, _ in model.named_parameters()]
-        whole = self._of_layers(names) | self._of_modules(names)
+        whole = self._of_layers(names, blocks(model)[0] if self.layers else "") | self._of_modules(names)
         partly = {name: table for name, table in vocabulary.tables(model).items() if tokens and name not in whole}
         learn(model, whole | partly.keys())
         for table in partly.values():
@@ -64,10 +66,10 @@ class Freeze(Tuner):
     def save(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
         return save_whole(model, tokenizer, folder)
 
-    def _of_layers(self, names: list[str]) -> set[str]:
-        """Return the parameters of the chosen layers of the text part."""
-        found = ((name, BLOCK.match(name)) for name in names)
-        numbers = {name: int(match[2]) for name, match in found if match and not APART.search(match[1])}
+    def _of_layers(self, names: list[str], stack: str) -> set[str]:
+        """Return the parameters of the chosen layers of the stack of text blocks."""
+        inside = re.compile(re.escape(stack) + r"\.(\d+)\.")
+        numbers = {name: int(match[1]) for name in names if (match := inside.match(name))}
         count = max(numbers.values(), default=-1) + 1
         if abs(self.layers) > count:
             raise InputError("freeze.layers", "tuner.freeze.layers", given=abs(self.layers), count=count)

@@ -10,7 +10,9 @@ import pytest
 from core import config
 from core.errors import InputError
 from core.forecast import forecast
+from core.models.blocks import blocks
 from core.models.shapes import WHOLE_TYPE, Shapes
+from core.tuners.freeze import Freeze
 from core.tuners.lora import Lora
 from tests.core import tiny
 
@@ -22,6 +24,8 @@ from tests.core import tiny
     ("kimi_k25", ["kind=lora"]),  # whose text part alone is of a type that peft takes for one of experts
     ("jetmoe", ["kind=lora", "experts=true"]),  # two kinds of experts in a block
     ("laguna", ["kind=full"]),
+    ("video_llava", ["kind=freeze", "layers=-1"]),  # whose eyes have blocks of other names than most
+    ("granite_speech", ["kind=freeze", "layers=1"]),
 ])  # fmt: skip
 def test_as_many_learn_as_planned(model_type: str, tuner: list[str], tmp_path: Path) -> None:
     model = tiny.tiny_model(model_type)
@@ -31,6 +35,16 @@ def test_as_many_learn_as_planned(model_type: str, tuner: list[str], tmp_path: P
     found = forecast(run, tmp_path)
     tuned: Any = run.tuner.attach(model, tmp_path)
     assert found and found.plan.trainable == sum(p.numel() for p in tuned.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("model_type", ["video_llava", "granite_speech", "idefics2", "chameleon", "janus"])
+@pytest.mark.parametrize("layers", [1, -1])
+def test_layers_that_freeze_leaves_are_of_the_text_part(model_type: str, layers: int, tmp_path: Path) -> None:
+    model = tiny.tiny_model(model_type)
+    tuned = Freeze(layers=layers).attach(model, tmp_path)
+    learning = [name for name, p in tuned.named_parameters() if p.requires_grad]
+    number = 0 if layers < 0 else len(blocks(model)[1]) - 1
+    assert learning and all(name.startswith(f"{blocks(model)[0]}.{number}.") for name in learning)
 
 
 def test_no_part_that_hears_is_the_table_of_tokens() -> None:
