@@ -21,6 +21,7 @@ from core.models.jsons import is_pointer, read_json
 from core.models.packages import native_types
 from core.models.packed import method as packed_by
 from core.models.packed import packing
+from core.models.shapes import BUFFERS
 
 MAX_RANK = 8192
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt",
@@ -107,14 +108,15 @@ def describe(folder: Path, place: str = "model.path") -> ModelFacts:
     text = of_text(config)
     _refuse_giants(text, entries, folder, place)
     by_dtype: dict[str, int] = {}
-    for entry in entries.values():
-        by_dtype[entry.dtype] = by_dtype.get(entry.dtype, 0) + entry.size
+    for name, entry in entries.items():
+        if not BUFFERS.search(name):
+            by_dtype[entry.dtype] = by_dtype.get(entry.dtype, 0) + entry.size
     return ModelFacts(
         model_type=str(config.get("model_type", "")),
         architecture=str(named[0]) if isinstance(named := config.get("architectures"), list) and named else "",
         parameters=sum(by_dtype.values()),
         bytes=sum(entry.bytes for entry in entries.values()),
-        dtype=max(by_dtype, key=by_dtype.__getitem__),
+        dtype=max(by_dtype, key=by_dtype.__getitem__, default=""),
         context=_whole(text, "max_position_embeddings", "n_positions", "max_seq_len", "seq_length"),
         vocabulary=_whole(text, "vocab_size"),
         chat_template=has_template(folder, place),

@@ -22,7 +22,8 @@ LAST = re.compile(r"(^|\.)(o_proj|out_proj|wo|dense|c_proj|down_proj|fc2|w2|dens
 """Layers that give back to the stream of the model what attention or the MLP computed: their input is theirs alone."""
 BUFFERS = re.compile(
     r"(^|\.)(running_(mean|var)|num_batches_tracked|(?<!moe_statics\.)(?<!experts\.)e_score_correction_bias|feed_forward\.expert_bias|balancing_biases|tid2eid"
-    r"|layer_scalar|slope_rate|(query|key|diagonal)_decay|summary_idxs|global_(mean|invstd)|act_fn\.(beta|eps))$"
+    r"|layer_scalar|slope_rate|(query|key|diagonal)_decay|summary_idxs|global_(mean|invstd)|act_fn\.(beta|eps)"
+    r"|(attn|attention)\.(masked_)?bias|inv_freq)$"
 )
 """Names of what lies among the weights in the files, and does not learn."""
 WHOLE_TYPE = "whole_model_type"

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from core import config
 from core.errors import InputError
 from core.forecast import forecast
 from core.models.blocks import blocks
+from core.models.inspect import describe
 from core.models.shapes import WHOLE_TYPE, Shapes
 from core.tuners.freeze import Freeze
 from core.tuners.lora import Lora
@@ -50,6 +53,27 @@ def test_layers_that_freeze_leaves_are_of_the_text_part(model_type: str, layers:
 def test_no_part_that_hears_is_the_table_of_tokens() -> None:
     shapes = Shapes({"model.embed_tokens.weight": (320, 64), "model.audio_embed.bias_values.weight": (1000, 4)}, {})
     assert shapes.table == "model.embed_tokens.weight"
+
+
+@pytest.mark.parametrize(("model_type", "buffers"), [
+    ("gpt2", {"transformer.h.0.attn.bias": torch.ones(1, 1, 1024, 1024)}),
+    ("gpt_neox", {"gpt_neox.layers.0.attention.bias": torch.ones(1, 1, 1024, 1024, dtype=torch.bool),
+                  "gpt_neox.layers.0.attention.masked_bias": torch.tensor(-1e9),
+                  "gpt_neox.layers.0.attention.rotary_emb.inv_freq": torch.ones(8)}),
+])  # fmt: skip
+def test_what_old_files_hold_beside_weights_is_not_counted(
+    model_type: str, buffers: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    model = tiny.tiny_model(model_type)
+    model.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    file = tmp_path / "model.safetensors"
+    save_file(load_file(file) | buffers, file, metadata={"format": "pt"})
+    facts = describe(tmp_path)
+    assert (facts.parameters, facts.dtype) == (model.num_parameters(), "F32")
+    run = config.run(config.override([f"model.path={tmp_path}", "data.train=[rows]", "tuner.kind=full"]))
+    found = forecast(run, tmp_path)
+    assert found and found.plan.trainable == model.num_parameters()
 
 
 def test_a_refusal_names_the_type_of_the_whole_model() -> None:
