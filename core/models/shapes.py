@@ -15,9 +15,10 @@ from typing import Any
 BLOCK = re.compile(r"(.*?(?:^|\.)(?:layers|h|blocks|block|layer))\.(\d+)\.")
 """The beginning of the name of a weight of one of the repeated blocks: the stack, the number of the block."""
 APART = re.compile(
-    r"(^|\.)(\w*router|gate|shared_expert_gate|lm_head)(\.|$)|(vision|visual|image|img|audio|speech|resampler)"
+    r"(^|\.)(\w*router|gate|shared_expert_gate|indexer|lm_head)(\.|$)|(vision|visual|image|img|audio|speech|resampler)"
 )
-"""Names of layers that choose experts (few rows would teach them to send all to one), of heads, eyes and ears."""
+"""Names of layers that choose experts (few rows would teach them to send all to one), or tokens to look at (which no
+gradient reaches), of heads, eyes and ears."""
 LAST = re.compile(r"(^|\.)(o_proj|out_proj|wo|dense|c_proj|down_proj|fc2|w2|dense_4h_to_h|fc_out|down|output_linear)$")
 """Layers that give back to the stream of the model what attention or the MLP computed: their input is theirs alone."""
 BUFFERS = re.compile(

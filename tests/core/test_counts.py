@@ -14,7 +14,9 @@ from core.errors import InputError
 from core.forecast import forecast
 from core.models.blocks import blocks
 from core.models.inspect import describe
+from core.models.linear import linear
 from core.models.shapes import WHOLE_TYPE, Shapes
+from core.models.targets import targeted
 from core.tuners.freeze import Freeze
 from core.tuners.lora import Lora
 from tests.core import tiny
@@ -48,6 +50,15 @@ def test_layers_that_freeze_leaves_are_of_the_text_part(model_type: str, layers:
     learning = [name for name, p in tuned.named_parameters() if p.requires_grad]
     number = 0 if layers < 0 else len(blocks(model)[1]) - 1
     assert learning and all(name.startswith(f"{blocks(model)[0]}.{number}.") for name in learning)
+
+
+@pytest.mark.parametrize("model_type", ["deepseek_v32", "glm_moe_dsa", "glm5_next", "deepseek_v4"])
+def test_what_chooses_tokens_to_look_at_gets_no_adapter(model_type: str) -> None:
+    model = tiny.tiny_model(model_type)
+    assert any(".indexer." in name for name, _ in model.named_modules())
+    assert not any(".indexer." in name for name in linear(model))
+    shapes = Shapes({name: tuple(weight.shape) for name, weight in model.named_parameters()}, model.config.to_dict())
+    assert not any(".indexer." in one.name for one in targeted(shapes, ["all-linear"]))
 
 
 def test_no_part_that_hears_is_the_table_of_tokens() -> None:
