@@ -18,6 +18,9 @@ OF_KIND: dict[str, dict[str, float]] = {
 FULL = "full_attention"
 """The layers that are stretched in a model whose layers differ: those that look back only so far need nothing."""
 
+TURNED = "use_mem_rope"
+"""Key by which Zamba2 says whether its positions are rotary at all: mostly they aren't, though it has parameters."""
+
 
 def stretch(config: PreTrainedConfig, kind: str, wanted: int) -> None:
     """Set the rotary parameters of a config so that inputs of `wanted` tokens fit; nothing if they do already.
@@ -29,7 +32,7 @@ def stretch(config: PreTrainedConfig, kind: str, wanted: int) -> None:
     own, given = told.get("max_position_embeddings"), told.get("rope_parameters") or {}
     layered = FULL in given
     before = given.get(FULL, {}) if layered else given
-    if not own or "rope_theta" not in before:
+    if not own or "rope_theta" not in before or told.get(TURNED) is False:
         raise InputError("rope.none", "model.rope", model=config.model_type)
     if wanted <= own:
         return

@@ -67,6 +67,7 @@ def test_layers_that_look_back_only_so_far_stay_as_they_are() -> None:
 
 REFUSED = {
     "learned positions": ("gpt2", {}, "yarn", "rope.none"),
+    "no positions at all": ("zamba2", {}, "linear", "rope.none"),
     "stretched already": ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
                           "yarn", "rope.twice"),
 }  # fmt: skip
@@ -78,6 +79,12 @@ def test_what_can_not_be_stretched_is_refused(name: str) -> None:
     with pytest.raises(InputError) as caught:
         stretch(AutoConfig.for_model(model_type, **more), kind, 1 << 20)
     assert (caught.value.code, caught.value.place) == (code, "model.rope")
+
+
+def test_positions_that_are_rotary_only_if_asked_for_are_stretched() -> None:
+    config: Any = AutoConfig.for_model("zamba2", use_mem_rope=True, max_position_embeddings=512)
+    stretch(config, "linear", 1024)
+    assert context(config) == 1024
 
 
 def test_answers_need_to_know_how_far(tiny_model: Path) -> None:
