@@ -77,15 +77,19 @@ class Measured(Trainer):
         return made
 
     def _weight(self, inputs: dict[str, Any]) -> Any:
-        """Return how much a batch counts: how many tokens it has to learn, or how many rows."""
-        if not self.per_token:
-            bounds = inputs.get("cu_seq_lens_q")
-            return len(inputs["input_ids"]) if bounds is None else len(bounds) - 1
-        if self.args.world_size == 1:
-            return (inputs["labels"][..., 1:] != IGNORED).sum()
+        """Return how much the loss of a batch counts."""
+        if not self.per_token or self.args.world_size == 1:
+            return self._count(inputs)
         # of several processes each divides by the tokens of all, and multiplies by how many they are
         count: Any = self._get_num_items_in_batch([inputs], self.args.device)
         return count / self.args.world_size
+
+    def _count(self, inputs: dict[str, Any]) -> Any:
+        """Return how many tokens a batch has to learn, or how many rows."""
+        if self.per_token:
+            return (inputs["labels"][..., 1:] != IGNORED).sum()
+        bounds = inputs.get("cu_seq_lens_q")
+        return len(inputs["input_ids"]) if bounds is None else len(bounds) - 1
 
     def _means(self, told: list[Metrics], weights_B: torch.Tensor) -> dict[str, float]:
         """Return the means of what batches told, each with its weight; what a batch does not tell is left out."""

@@ -42,7 +42,7 @@ class Objective(Protocol):
         ...
 
     def __call__(self, model: Any, batch: Batch, count: torch.Tensor | None) -> tuple[torch.Tensor, Metrics]:
-        """Return (loss, metrics). count: learned tokens of the step; None where Trainer did not count them."""
+        """Return (loss, metrics). count: learned tokens of the step, or rows; None where nobody counted them."""
         ...
 
 

@@ -40,7 +40,9 @@ class Ordered(Measured):
         super().__init__(**given, per_token=objective.per_token)
         self.pace, self.objective, self.team = pace, objective, team or Team()
         self.model_accepts_loss_kwargs = objective.per_token
-        self.loss_is_scaled_for_ga = objective.per_token
+        self.loss_is_scaled_for_ga = True
+        self.counts: list[torch.Tensor] = []
+        """Of the batches whose metrics in training were not reported yet."""
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is not None:  # DeepSpeed asks twice
@@ -73,18 +75,31 @@ class Ordered(Measured):
     ) -> Any:
         with offloading(model) if self.offload else nullcontext():
             loss, metrics = self.objective(model, inputs, num_items_in_batch)
+        count, processes = self._count(inputs), self.accelerator.num_processes
+        if not self.per_token and model.training:  # a mean over the batch becomes its part of that over the step
+            loss = loss * (count / num_items_in_batch * processes)
+        elif self.per_token and num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            loss = loss * processes  # whose gradients are averaged, though the count is of all
+        if model.training:
+            self.counts.append(torch.as_tensor(count))
         if self.router_aux_loss and model.training:  # a mean over the step, as the loss is
-            batches = self.current_gradient_accumulation_steps if self.objective.per_token else 1
-            loss = loss + self.router_aux_loss * metrics["aux_loss"] / batches
-        if self.objective.per_token and num_items_in_batch is not None and self.args.average_tokens_across_devices:
-            loss = loss * self.accelerator.num_processes  # whose gradients are averaged, though the count is of all
+            loss = loss + self.router_aux_loss * metrics["aux_loss"] / self.current_gradient_accumulation_steps
         self.metrics[model.training].append({name: value.detach() for name, value in metrics.items()})
         return (loss, metrics) if return_outputs else loss
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        """Return how many tokens there are to learn, or how many rows of comparisons, in batches of all processes."""
+        if not self.objective.paired:
+            return super()._get_num_items_in_batch(batch_samples, device)
+        (of_one,) = self.team.means([float(sum(self._count(batch) for batch in batch_samples))])
+        return of_one * self.team.size
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             told, self.metrics[True] = self.metrics[True], []
-            logs = logs | self._means(told, torch.ones(len(told)))
+            counts, self.counts = self.counts, []
+            weights_B = torch.stack(counts).cpu() if counts else torch.ones(len(told))  # what is drawn has no batches
+            logs = logs | self._means(told, weights_B)
         super().log(logs, start_time)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Order:

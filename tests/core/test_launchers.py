@@ -40,7 +40,7 @@ PAIRS: dict[str, list[str]] = {
     "grouped": ["training.accumulation=2", "data.eval_share=0", "training.group_by_length=true"],
     "stream": ["data.streaming=true", "data.eval=chats", "data.buffer=8"],
     "packed": ["data.packing=always", "data.cutoff=64", "training.group_by_length=false"],
-    "dpo": ["stage=dpo", "stage.loss=bco_pair", "data.train=[pairs.jsonl]", "data.eval_share=0", "data.max_rows=8"],
+    "dpo": ["stage=dpo", "stage.loss=bco_pair", "data.train=[pairs.jsonl]", "data.eval_share=0", "data.max_rows=7"],
     "full": ["tuner.kind=full", "optimizer.learning_rate=0.001", "data.eval_share=0"],
     "full rm": ["stage=rm", "tuner.kind=full", "optimizer.learning_rate=0.001", "data.train=[pairs.jsonl]",
                 "data.eval_share=0", "data.max_rows=8", "training.gradient_checkpointing=true"],
@@ -68,6 +68,10 @@ def figures(folder: Path) -> list[tuple[float, ...]]:
     return [(e["loss"], e["grad_norm"], e["lr"], e["tokens"]) for e in of_type(folder, "step")]
 
 
+def curves(folder: Path) -> list[dict[str, float]]:
+    return [e.get("metrics", {}) for e in of_type(folder, "step")]
+
+
 def test_two_processes_learn_as_one_and_go_on_where_they_stopped(make: Callable[..., Path]) -> None:
     steps = [f"training.max_steps={STEPS}", CALM]
     two = {name: make(f"{name}-2", DDP, "training.batch_size=4", *steps, *layer) for name, layer in PAIRS.items()}
@@ -85,6 +89,7 @@ def test_two_processes_learn_as_one_and_go_on_where_they_stopped(make: Callable[
         train(one)
         near = 3e-3 if name == "ppo" else 2e-4  # among answers as good as sure, rounding is steep
         assert figures(two[name]) == [pytest.approx(step, rel=near) for step in figures(one)], name
+        assert curves(two[name]) == [pytest.approx(step, rel=near, abs=1e-5) for step in curves(one)], name
         assert len(figures(one)) == STEPS
         evals = [[e["loss"] for e in of_type(folder, "eval")] for folder in (one, two[name])]
         assert evals[1] == pytest.approx(evals[0], rel=1e-4), name

@@ -256,16 +256,17 @@ def test_a_damaged_reference_is_asked_anew(make_run: MakeRun, compared: Path, da
 
 @pytest.mark.parametrize("stage", ["dpo", "orpo", "cpo"])
 def test_accumulated_pairs_are_the_batch(make_run: MakeRun, compared: Path, stage: str) -> None:
-    """Nine pairs: one batch, or three of three."""
+    """Nine pairs: one batch, or two of four and one of a single pair, which counts no more than another."""
     rows = [row | {"chosen": row["chosen"] * (1 + 5 * (i % 2))} for i, row in enumerate(PAIRS)]
     write_rows(compared / "pairs.jsonl", rows)
     given = [*settings(stage, compared), "data.eval_share=0", "training.max_steps=3", "training.warmup=0"]
     one = make_run("one", *given, "training.batch_size=9")
-    parts = make_run("parts", *given, "training.batch_size=3", "training.accumulation=3")
+    parts = make_run("parts", *given, "training.batch_size=4", "training.accumulation=3")
     train(one)
     train(parts)
     for a, b in zip(of_type(one, "step"), of_type(parts, "step"), strict=True):
         assert (a["loss"], a["grad_norm"]) == pytest.approx((b["loss"], b["grad_norm"]), rel=1e-3)
+        assert a["metrics"] == pytest.approx(b["metrics"], rel=1e-3, abs=1e-5)
 
 
 def test_means_of_one_kind_of_answers_count_those_alone() -> None:
