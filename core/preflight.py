@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from core import forecast, templates
+from core import forecast, judges, templates
 from core.config import Evaluation, Export, Job, Run, Serving, load
 from core.data.describe import find
 from core.data.rows import ANSWERS, Broken, examples
@@ -42,7 +42,9 @@ def check(job: Job, workspace: Path) -> None:
         if job.data.eval:
             _check_rows(job.data.folder, job.data.eval, "data.eval", workspace, job.stage.wanted, takes, skip=skip)
         if judge := job.stage.judge():
-            _check_tuned(judge, workspace, f"stage.{job.stage.kind}.reward.judge")
+            place = f"stage.{job.stage.kind}.reward.judge"
+            base = locate(job.model.path, workspace) if facts else None
+            judges.check(judge, tuned(judge, workspace, place), job, base, place)
         _check_starts(job.tuner.starts(), workspace, f"tuner.{job.tuner.kind}.start")
     if isinstance(job, Evaluation):
         _check_rows(job.evaluated.folder, [job.evaluated.set], "evaluated.set", workspace, ANSWERS, takes)

@@ -16,7 +16,7 @@ from typing import Any
 from core.errors import InputError
 from core.models import consent
 from core.models.adapter_check import check_config, check_whole
-from core.models.headers import Tensor, header, tensors, unsafe_file
+from core.models.headers import UNSAFE, Tensor, header, tensors, unsafe_file
 from core.models.jsons import is_pointer, read_json
 from core.models.packages import native_types
 from core.models.packed import method as packed_by
@@ -26,6 +26,8 @@ from core.models.shapes import BUFFERS
 MAX_RANK = 8192
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt",
               "tekken.json")  # fmt: skip
+HEAD = "value_head"
+"""A value head where it lies in a folder, by its name without the end."""
 PROCESSORS = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 """Files of what turns images, videos and sounds into inputs."""
 ADAPTERS = ("LORA", "ADALORA", "IA3", "VERA", "OFT", "LOHA", "LOKR")
@@ -153,6 +155,16 @@ def inspect_adapter(folder: Path, place: str = "tuned") -> AdapterFacts:
     check_config(config, max(stored, 1), str(folder), place)
     base = str(config.get("base_model_name_or_path") or "")
     return AdapterFacts(base, kind, rank, sum(entry.size for entry in tensors.values()))
+
+
+def head_file(folder: Path, place: str) -> Path:
+    """Return the file with the value head of a folder; raise InputError at `place` where it is not there."""
+    file = folder / f"{HEAD}.safetensors"
+    if not file.exists():
+        if unsafe := next((f"{HEAD}{end}" for end in UNSAFE if (folder / f"{HEAD}{end}").exists()), ""):
+            raise InputError("value_head.unsafe", place, folder=str(folder), file=unsafe)
+        raise InputError("value_head.missing", place, folder=str(folder))
+    return file
 
 
 def has_experts(config: Mapping[str, Any]) -> bool:

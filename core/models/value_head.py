@@ -17,9 +17,10 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from core.errors import InputError
-from core.models.headers import UNSAFE, header
+from core.models.headers import header
+from core.models.inspect import HEAD, head_file
 
-NAME = "value_head"
+NAME = HEAD
 """Of the part of a model that it is while it learns."""
 FILE = f"{NAME}.safetensors"
 FLOATS = ("F32", "BF16", "F16")
@@ -102,11 +103,7 @@ def load(model: PreTrainedModel | PeftModel, folder: Path, place: str = "model.p
 
     Raises InputError at `place` for one that is missing, of another format, shape or dtype, or not finite.
     """
-    file = folder / FILE
-    if not file.exists():
-        if unsafe := next((f"value_head{end}" for end in UNSAFE if (folder / f"value_head{end}").exists()), ""):
-            raise InputError("value_head.unsafe", place, folder=str(folder), file=unsafe)
-        raise InputError("value_head.missing", place, folder=str(folder))
+    file = head_file(folder, place)
     head = ValueHead(width(model))
     stored = {name: (entry.dtype in FLOATS, entry.shape) for name, entry in header(file, place).items()}
     wanted = {name: (True, tuple(tensor.shape)) for name, tensor in head.state_dict().items()}

@@ -15,9 +15,11 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from core import judges
 from core.config import Run
 from core.errors import InputError
 from core.models import value_head
+from core.models.jsons import read_json
 from core.models.value_head import ValueHead
 from core.rewards import Reward
 from core.training.objective import Batch
@@ -90,34 +92,47 @@ def judging(
 ) -> tuple[Any, Callable[[Answer], float] | Judge]:
     """Return (the model that learns, what judges its answers).
 
-    The adapter of a judge is laid beside the one that learns. Raises InputError at stage.reward.judge for what is no
-    reward model, one of another base, or one that reads other tokens than `tokenizer` writes.
+    The adapter of a judge is laid beside the one that learns. Raises InputError at stage.reward.judge for what can't
+    judge (judges.check), and one that reads other tokens than `tokenizer` writes.
     """
     if reward.by != "model":
         return model, by_rule(reward)
     from core.models.adapters import load_adapter
-    from core.models.inspect import inspect_adapter
+    from core.models.inspect import TOKENIZERS
     from core.models.loading import load_model, read_tokenizer
 
     place = f"stage.{run.stage.kind}.reward.judge"
     folder = tuned(reward.judge, context.workspace, place)
+    base = Path(model.name_or_path)
+    judges.check(reward.judge, folder, run, base, place)
     if (folder / "config.json").exists():
         own = load_model(run.model.at(str(folder)), context.workspace, run.hardware)
-        known = read_tokenizer(folder, own.config, place).get_vocab()
-        if token := next((token for token, number in tokenizer.get_vocab().items() if known.get(token) != number), ""):
-            raise InputError("reward.tokenizer", place, judge=reward.judge, token=repr(token))
+        _check_tokens(tokenizer, read_tokenizer(folder, own.config, place), reward.judge, place)
         return model, Judge(own, value_head.load(own, folder, place), shared=False)
-    if not isinstance(model, PeftModel):
-        raise InputError("reward.adapter", place, judge=reward.judge)
-    base = inspect_adapter(folder, place).base
-    if Path(base).is_dir() and not Path(base).samefile(str(model.get_base_model().name_or_path)):
-        raise InputError("reward.base", place, judge=reward.judge, base=base)
+    home = folder if any((folder / name).exists() for name in TOKENIZERS) else base
+    _check_tokens(tokenizer, read_tokenizer(home, model.config, place), reward.judge, place)
+    _check_tables(model, folder, reward.judge, place)
     head = value_head.load(model, folder, place)
     model = load_adapter(model, folder, ADAPTER, place)
     model.set_adapter(OWN)
     # checkpoints and results hold what learns alone
     model.save_pretrained = partial(model.save_pretrained, selected_adapters=[OWN])
     return model, Judge(model, head, shared=True)
+
+
+def _check_tokens(writes: PreTrainedTokenizerBase, reads: PreTrainedTokenizerBase, judge: str, place: str) -> None:
+    known = reads.get_vocab()
+    if token := next((token for token, number in writes.get_vocab().items() if known.get(token) != number), ""):
+        raise InputError("reward.tokenizer", place, judge=judge, token=repr(token))
+
+
+def _check_tables(model: PeftModel, folder: Path, judge: str, place: str) -> None:
+    """Refuse a table of tokens of which one adapter has some rows and the other a copy: peft can't lay both over it."""
+    own = model.peft_config[OWN].to_dict()
+    theirs = read_json(folder / "adapter_config.json", place, "adapter.no_config").get("trainable_token_indices") or ()
+    rows = own.get("trainable_token_indices") or ()
+    if (rows or own.get("modules_to_save")) and set(rows) != set(theirs):
+        raise InputError("reward.tables", place, judge=judge)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, MixtralConfig, MixtralForCausalLM
 
+from core import config, preflight
 from core.errors import InputError
 from core.rewards import Reward
 from core.team import Team
@@ -278,6 +279,53 @@ def test_a_judge_of_other_weights_or_tokens_is_refused(make_run: MakeRun, bold: 
             judged = ["stage.reward.by=model", f"stage.reward.judge={tuner}"]
             train(make_run(f"{tuner} judges", "stage=ppo", f"model.path={bold}", *GIVEN, *judged))
         assert (caught.value.code, caught.value.place) == (code, "stage.ppo.reward.judge")
+
+
+def few_pairs(folder: Path) -> list[str]:
+    """Return the settings of a run that learns one step from a few pairs, which are written into a folder."""
+    folder.mkdir(exist_ok=True)
+    write_rows(folder / "pairs.jsonl", [{"prompt": "order", "chosen": "red", "rejected": "blue"}] * 4)
+    return [f"data.folder={folder}", "data.train=[pairs.jsonl]", "data.eval_share=0", "training.max_steps=1"]
+
+
+def test_a_judge_that_cannot_share_the_base_is_refused_by_its_files(
+    make_run: MakeRun, workspace: Path, bold: Path
+) -> None:
+    """By the board, before anything is started, and by the engine."""
+    train(make_run("judge", "stage=rm", *few_pairs(workspace / "few")))
+    train(make_run("plain", "training.max_steps=1"))
+    place = "stage.ppo.reward.judge"
+    for name, (judge, given, code) in {
+        "above its parts": ("judge", ["tuner.pissa=true"], "reward.changed_base"),
+        "above another": ("judge", ["tuner.start=[plain]"], "reward.changed_base"),
+        "turned": ("judge", ["tuner={kind: oft, block: 4}"], "reward.adapter"),
+        "whole": ("judge", ["tuner=full"], "reward.adapter"),
+        "with other tokens": ("judge", ["model.add_tokens=[Anna]"], "reward.tokenizer"),
+        "of another base": ("judge", [f"model.path={bold}"], "reward.base"),
+        "no judge": ("plain", [], "value_head.missing"),
+    }.items():
+        folder = make_run(name, "stage=ppo", "stage.reward.by=model", f"stage.reward.judge={judge}", *GIVEN, *given)
+        job = config.load((folder / "run.yaml").read_text(encoding="utf-8"), "run.yaml")
+        for check in (lambda job=job: preflight.check(job, workspace), lambda folder=folder: train(folder)):
+            with pytest.raises(InputError) as caught:
+                check()
+            assert (caught.value.code, caught.value.place) == (code, place)
+
+
+def test_a_judge_must_know_new_tokens(make_run: MakeRun, workspace: Path) -> None:
+    few, added = few_pairs(workspace / "few"), "model.add_tokens=[Anna]"
+    train(make_run("others", "stage=rm", *few, "model.add_tokens=[Bert]"))
+    train(make_run("with", "stage=rm", *few, added))
+    judged = ["stage=ppo", "stage.reward.by=model", *GIVEN, added, "training.max_steps=1"]
+    with pytest.raises(InputError) as caught:
+        train(make_run("unknown", *judged, "stage.reward.judge=others"))
+    assert (caught.value.code, caught.value.place) == ("reward.tokenizer", "stage.ppo.reward.judge")
+    whole = ["tuner.extra=[embed_tokens,lm_head]", "stage.reward.judge=with"]
+    with pytest.raises(InputError) as caught:
+        train(make_run("in another way", *judged, *whole))
+    assert (caught.value.code, caught.value.place) == ("reward.tables", "stage.ppo.reward.judge")
+    train(folder := make_run("known", *judged, "stage.reward.judge=with"))
+    assert of_type(folder, "saved")
 
 
 def test_answers_end_where_the_model_does_and_the_distance_is_told(make_run: MakeRun, bold: Path) -> None:
