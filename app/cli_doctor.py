@@ -81,7 +81,7 @@ def foresee(run: Run, workspace: Path, answer: Answer) -> None:
     check_packages(run)
     known, better, found = about(run.model.path, workspace), suits(run, workspace), forecast(run, workspace)
     if not found:
-        raise unforeseen(run)
+        raise unforeseen(run, workspace)
     epoch = seconds_an_epoch(run, workspace)
     told = [" · ".join(fit.model_facts(language(), known)), *fit.lines(language(), run, found, epoch)]
     told += [f"    {say('doctor.memory_part', name=name, size=size)}" for name, size in fit.parts(language(), found)]

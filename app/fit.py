@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from app.i18n import duration, message, number, size, tr
@@ -47,9 +48,9 @@ def model_facts(language: str, known: ModelFacts | Entry | None) -> list[str]:
     ]
 
 
-def unknown(language: str, run: config.Run) -> str:
+def unknown(language: str, run: config.Run, workspace: Path) -> str:
     """Return as HTML that nothing can be said of the memory, and why."""
-    why = unforeseen(run)
+    why = unforeseen(run, workspace)
     return f'<p class="tb-known">{escape(message(language, why.code, why.params))}</p>'
 
 

@@ -98,7 +98,7 @@ class Verdict:
         except OSError:
             return told, "", offers  # a folder that nobody may read, or that has just gone: Start says so
         if not found:
-            return told + fit.unknown(language, run), "", offers
+            return told + fit.unknown(language, run, self.workspace), "", offers
         told += fit.tell(language, run, found, seconds_an_epoch(run, self.workspace))
         offers |= {fit.fix_told(language, fix): fix.patch for fix in found.fixes}
         return told, fit.brief(language, found), offers

@@ -84,6 +84,7 @@ def words(patch: Mapping[str, Any]) -> list[str]:
 def forecast(run: Run, workspace: Path, there: Room | None = None) -> Forecast | None:
     """Return the forecast of a run; None where too little is known of its model, or of the machine (of a cluster).
 
+    Or where nothing of what its files name would learn: they may name it otherwise than the model in memory does.
     there: the room that there is; by default it is asked.
 
     Raises InputError at model.path for a folder that holds no model.
@@ -93,7 +94,12 @@ def forecast(run: Run, workspace: Path, there: Room | None = None) -> Forecast |
         return None
     begun = run.model_copy(update={"tuner": run.tuner.as_begun(workspace)})
     shapes, stored = found
-    return foresee(begun, _with_tokens(shapes, run.model, workspace), stored, there or room(run.hardware))
+    try:
+        return foresee(begun, _with_tokens(shapes, run.model, workspace), stored, there or room(run.hardware))
+    except InputError as error:
+        if error.code != "tuner.nothing":
+            raise
+        return None
 
 
 def check(run: Run, workspace: Path) -> None:
@@ -103,10 +109,12 @@ def check(run: Run, workspace: Path) -> None:
         run.tuner.check(found[0])
 
 
-def unforeseen(run: Run) -> InputError:
+def unforeseen(run: Run, workspace: Path) -> InputError:
     """Return why there is no forecast of a run."""
     if run.hardware.cluster:
         return InputError("memory.cluster", "hardware.cluster")
+    if _shapes(run.model, workspace):
+        return InputError("memory.names", "tuner", model=run.model.path)
     return InputError("memory.unknown", "model.path", model=run.model.path)
 
 

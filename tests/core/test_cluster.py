@@ -157,4 +157,4 @@ def test_the_memory_of_a_cluster_is_not_known(make_run: MakeRun) -> None:
     folder = make_run("far", "hardware.cluster=http://10.0.0.1:8265")
     job = runs.settings(folder)
     assert isinstance(job, config.Run) and forecast(job, folder.parents[1]) is None
-    assert unforeseen(job).code == "memory.cluster"
+    assert unforeseen(job, folder.parents[1]).code == "memory.cluster"

@@ -11,13 +11,14 @@ from weakref import WeakSet
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
 from core import config
 from core.config import Run
 from core.data.pack import Flat
 from core.errors import InputError
-from core.forecast import TIGHT, forecast, foresee
+from core.forecast import TIGHT, forecast, foresee, unforeseen
 from core.models.decoder import of_config
 from core.models.headers import tensors
 from core.models.memory import LOGIT_BYTES, plan
@@ -356,6 +357,18 @@ def test_forecast_of_a_folder_and_of_a_model_that_is_not_here(tiny_model: Path, 
     found = forecast(run, tmp_path)
     assert found and found.verdict == "fits" and found.room.device == "cpu" and not found.fixes
     assert forecast(config.run({"model": {"path": "nobody/nothing"}}), tmp_path) is None
+
+
+def test_names_that_only_the_model_in_memory_has_give_no_plan(tmp_path: Path) -> None:
+    """GPT-2's files on the hub name no transformer before their blocks."""
+    model = model_of("gpt2")
+    shapes_of(model, tmp_path)
+    run = run_of(f"model.path={tmp_path}", r"tuner.targets=['transformer\.h\..*c_attn']")
+    assert forecast(run, tmp_path)
+    file = tmp_path / "model.safetensors"
+    save_file({name.removeprefix("transformer."): weight for name, weight in load_file(file).items()}, file)
+    assert forecast(run, tmp_path) is None and unforeseen(run, tmp_path).code == "memory.names"
+    assert unforeseen(config.run({"model": {"path": "nobody/nothing"}}), tmp_path).code == "memory.unknown"
 
 
 @pytest.mark.parametrize("settings", [
