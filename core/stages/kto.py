@@ -40,4 +40,5 @@ class Kto(Stage):
         from core.training.preference import LikedOrNot
 
         asks = self.asks(keeps_base=run.tuner.keeps_base())
-        return course.train(run, context, LikedOrNot(self.beta, self.liked_weight, self.disliked_weight, asks))
+        objective = LikedOrNot(self.beta, self.liked_weight, self.disliked_weight, asks, context.team)
+        return course.train(run, context, objective)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from peft import PeftModel
 from torch.nn.functional import logsigmoid
 from torch.nn.modules.dropout import _DropoutNd
 
+from core.team import Team
 from core.training import losses
 from core.training.chunks import bare
 from core.training.objective import Batch, Metrics, Said, say
@@ -172,6 +173,8 @@ class LikedOrNot:
     liked: float
     disliked: float
     asks: bool = False
+    team: Team = field(default_factory=Team)
+    """Those over whose batches together the distance is measured."""
     per_token = False
     paired = True
     tail = 1.0
@@ -179,7 +182,7 @@ class LikedOrNot:
     def __call__(self, model: Any, batch: Batch, count: torch.Tensor | None) -> tuple[torch.Tensor, Metrics]:
         with torch.no_grad():
             other = say(model, tokens(batch["other"]))
-            distance = (other.sums_B() - reference_B(model, batch["other"], other)).mean().clamp(min=0)
+            distance = self._mean(other.sums_B() - reference_B(model, batch["other"], other)).clamp(min=0)
         said = say(model, tokens(batch))
         ratio_B, liked_B = said.sums_B() - reference_B(model, batch, said), batch["liked_B"]
         loss = losses.kto(ratio_B, liked_B, distance, self.beta, self.liked, self.disliked).mean()
@@ -188,3 +191,8 @@ class LikedOrNot:
         metrics = {name: torch.stack([of_kind_B.sum(), reward_B.new_tensor(len(of_kind_B))])
                    for name, of_kind_B in kinds.items()}  # fmt: skip
         return loss, metrics | {"objective/kl": distance} | said.metrics()
+
+    def _mean(self, values_B: torch.Tensor) -> torch.Tensor:
+        """Return the mean over the examples of all processes."""
+        total, count = self.team.means([float(values_B.sum()), float(len(values_B))])
+        return values_B.new_tensor(total / count)

@@ -19,6 +19,7 @@ from core.data.pairs import Apart, Pairs, Sides
 from core.errors import InputError, Stopped
 from core.models.varlen import isolate
 from core.sections import Data
+from core.team import Team
 from core.training import losses
 from core.training.measured import means, sums
 from core.training.objective import say
@@ -196,6 +197,19 @@ def test_loss_over_feedback(tuned: Any, tiny_model: Path, compared: Path) -> Non
         loss, told = one(LikedOrNot(0.2, 1.5, 0.7), tuned, batch)
         assert loss == pytest.approx(torch.stack(expected).mean().item(), abs=2e-5)
         assert told["objective/kl"] == pytest.approx(distance.item(), abs=1e-4)
+
+
+@torch.no_grad()
+def test_the_distance_is_that_of_the_examples_of_all(tuned: Any, tiny_model: Path, compared: Path) -> None:
+    """Two processes: the other has one example more, and is further away by 30."""
+    batch = batches(tuned, tiny_model, compared, "feedback.jsonl", ("feedback",), Apart)[0]
+    alone = LikedOrNot(0.2, 1.0, 1.0)._mean(torch.tensor([-4.0, 2.0]))
+    team = Team()
+    team.means = lambda numbers: [(2 * numbers[0] + 30) / 2, (2 * numbers[1] + 1) / 2]
+    objective = LikedOrNot(0.2, 1.0, 1.0, team=team)
+    assert (alone, objective._mean(torch.tensor([-4.0, 2.0]))) == (-1.0, pytest.approx(26 / 5))
+    told = one(objective, tuned, batch)[1]
+    assert told["objective/kl"] > one(LikedOrNot(0.2, 1.0, 1.0), tuned, batch)[1]["objective/kl"]
 
 
 def test_odds_of_a_sure_answer_are_finite() -> None:
