@@ -223,7 +223,8 @@ class Exploring(Ordered):
         """Note the curves, and steer the weight of the divergence where that is wanted."""
         own = self.objective
         lengths = torch.tensor([float(len(answer)) for answer in answers])
-        mean, square = self.team.means([float(scores_B.mean()), float(scores_B.square().mean())])
+        exact_B = scores_B.double()
+        mean, square = self.team.means([float(exact_B.mean()), float(exact_B.square().mean())])
         self.metrics[True].append({
             "rewards/mean": scores_B.mean(), "rewards/std": torch.tensor(max(square - mean**2, 0.0) ** 0.5),
             "objective/entropy": seen.entropy, "answers/length": lengths.mean(),
