@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,11 @@ def aside(folder: Path) -> Iterator[Path]:
     place = folder.with_name(f".{folder.name}.writing")
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
-    try:
+    with ExitStack() as undone:
+        undone.callback(shutil.rmtree, place, ignore_errors=True)
         yield place
         flush(place)
-    except BaseException:  # an interrupt, too, leaves nothing half written; it goes on
-        shutil.rmtree(place, ignore_errors=True)
-        raise
+        undone.pop_all()
     if folder.exists():
         shutil.rmtree(folder)
     publish(place, folder)
