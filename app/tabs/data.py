@@ -70,7 +70,7 @@ class _View:
         self.query = page.say(gr.Textbox(max_lines=1, elem_id="tb-data-query"), label="ui.data.query")
         self.shown = gr.HTML(elem_id="tb-data-shown", js_on_load=OPEN)
         with gr.Row(elem_classes=["tb-pager"], elem_id="tb-data-pager") as self.pager:
-            self.goto = page.say(gr.Number(None, precision=0, minimum=1, elem_id="tb-data-goto"), label="ui.data.goto")
+            self.goto = page.say(gr.Number(1, precision=0, minimum=1, elem_id="tb-data-goto"), label="ui.data.goto")
             self.back = page.say(gr.Button(size="sm", elem_id="tb-data-back"), value="ui.evaluate.back")
             self.onward = page.say(gr.Button(size="sm", elem_id="tb-data-onward"), value="ui.evaluate.onward")
         # where the pages up to this one begin: lines, of packs their numbers; where the next begins, or None
