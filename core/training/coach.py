@@ -21,7 +21,7 @@ SPIKE, SPREADS = 1.5, 6.0
 EXPLOSION = 10.0
 FLAT, FLAT_STEPS, FLAT_SHARE, QUARTER = 0.01, 40, 0.2, 64
 """A loss is flat if it changed by less than this share after so many points and this share of the run; it is looked at
-in the first and the last quarter, of each so many points at most."""
+in the first and the last quarter, of each so many points at most. A rise by less than the first share is none."""
 FAR, LONGER = 10.0, 2.0
 """Nats between the policy and its reference, and the growth of answers, from which on a reward is doubted."""
 
@@ -49,7 +49,8 @@ def _overfits(state: RunState) -> Iterator[Advice]:
     for name, curve in state.eval_curves.items():
         last = curve.bins[-RISING - 1 :]
         losses = [loss for _, loss, *_ in last]
-        if len(losses) > RISING and all(a < b for a, b in pairwise(losses)):
+        rises = len(losses) > RISING and all(a < b for a, b in pairwise(losses))
+        if rises and losses[-1] - losses[0] > FLAT * abs(losses[0]):
             params = {"set": name, "count": RISING, "low": losses[0], "now": losses[-1], "step": int(last[0][0])}
             yield Advice("coach.overfits", "training.epochs", params)
 

@@ -70,6 +70,7 @@ def test_each_pattern_is_told(code: str) -> None:
 
 def test_less_than_a_pattern_is_not() -> None:
     assert codes(state(healthy(60), {10: 2.0, 20: 1.5, 30: 1.6, 40: 1.7})) == []  # twice is chance
+    assert codes(state(healthy(60), {10: 0.5, 20: 0.501, 30: 0.502, 40: 0.503})) == []  # a rise of less than 1 %
     assert codes(state([*healthy(100), *[{"loss": 1.0, "grad_norm": 40.0}] * 2])) == []
     assert codes(state([{"loss": 2.0, "grad_norm": 1.0}] * 60, total=1000)) == []  # hardly begun
     assert codes(state(metrics(30, rewards__mean=lambda step: -step, answers__length=lambda step: 20 + 3 * step))) == []
