@@ -157,6 +157,7 @@ JOBS: dict[str, str] = {
     "coach.spike": "The loss jumped to {now} at step {step}; {usual} was usual. If it does not come back, lower the learning rate or clip the gradient more.",
     "coach.explodes": "The gradient is far longer than before: {now} at step {step}, {usual} was usual. Lower the learning rate, clip the gradient (training.clip) or warm up for longer.",
     "coach.flat": "The loss has hardly changed: {first} at the beginning, {now} at step {step}. Raise the learning rate, or check that the rows have something to learn.",
+    "coach.alike": "All answers earn the same reward ({reward} at step {step}), so nothing can be learned from them. Teach the task by examples first (SFT), draw more answers at a higher temperature, or choose a reward that tells better answers from worse ones.",
     "coach.strays": "The model is far from its reference: a divergence of {now} at step {step}. It may please the reward alone: raise the KL coefficient and read some answers.",
     "coach.lengthens": "The reward rises while the length of the answers goes from {first} to {now} tokens (step {step}). The reward may count length: read some answers, or let it punish length.",
     "coach.pushes_down": "The better answers become less likely, too (reward {now} at step {step}, margin {margin}). Lower the learning rate, raise beta, or mix in the loss of fine-tuning.",

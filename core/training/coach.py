@@ -10,8 +10,8 @@ from typing import Any
 
 from core.events import RunState
 
-KL, REWARD, LENGTH = "objective/kl", "rewards/mean", "answers/length"
-"""Curves of stages that reward: nats from the reference, the mean reward, tokens of an answer."""
+KL, REWARD, SPREAD, LENGTH = "objective/kl", "rewards/mean", "rewards/std", "answers/length"
+"""Curves of stages that reward: nats from the reference, the mean reward and its spread, tokens of an answer."""
 RISING = 3
 """Evaluations in a row, each with a higher loss, that mean learning by heart."""
 RECENT, LATEST = 20, 3
@@ -24,6 +24,8 @@ FLAT, FLAT_STEPS, FLAT_SHARE, QUARTER = 0.01, 40, 0.2, 64
 in the first and the last quarter, of each so many points at most. A rise by less than the first share is none."""
 FAR, LONGER = 10.0, 2.0
 """Nats between the policy and its reference, and the growth of answers, from which on a reward is doubted."""
+ALIKE = 5
+"""Newest points in which all answers earned the same that make a reward useless."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,13 @@ def _strays(state: RunState) -> Iterator[Advice]:
         yield Advice("coach.strays", "stage", {"now": distances[-1], "step": state.step})
 
 
+def _alike(state: RunState) -> Iterator[Advice]:
+    """All answers earn the same: none of them is better than another, so there is nothing to learn."""
+    spreads = values(state, SPREAD, slice(-ALIKE, None))
+    if len(spreads) == ALIKE and not any(spreads):
+        yield Advice("coach.alike", "stage.reward", {"reward": values(state, REWARD)[-1], "step": state.step})
+
+
 def _lengthens(state: RunState) -> Iterator[Advice]:
     """Answers grow or shrink much while the reward rises: it may count their length."""
     (first, now), (before, after) = (
@@ -111,5 +120,5 @@ def _pushes_down(state: RunState) -> Iterator[Advice]:
 
 
 RULES: tuple[Callable[[RunState], Iterator[Advice]], ...] = (
-    _overfits, _spikes, _explodes, _flat, _strays, _lengthens, _pushes_down,
+    _overfits, _spikes, _explodes, _flat, _strays, _alike, _lengthens, _pushes_down,
 )  # fmt: skip

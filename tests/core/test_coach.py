@@ -56,6 +56,7 @@ CASES: dict[str, RunState] = {
     "coach.explodes": state([*healthy(100), *[{"loss": 1.0, "grad_norm": 40.0}] * 3]),
     "coach.flat": state([{"loss": 2.0 + 0.001 * (step % 3), "grad_norm": 1.0} for step in range(60)], total=100),
     "coach.strays": state(metrics(30, objective__kl=lambda step: step, rewards__mean=lambda step: 0.5)),
+    "coach.alike": state(metrics(30, rewards__mean=lambda step: 0.0, rewards__std=lambda step: 0.0)),
     "coach.lengthens": state(metrics(30, rewards__mean=lambda step: step, answers__length=lambda step: 20 + 3 * step)),
     "coach.pushes_down": state(metrics(30, rewards__chosen=lambda step: -step, rewards__margins=lambda step: 0.5)),
 }
@@ -74,4 +75,5 @@ def test_less_than_a_pattern_is_not() -> None:
     assert codes(state([*healthy(100), *[{"loss": 1.0, "grad_norm": 40.0}] * 2])) == []
     assert codes(state([{"loss": 2.0, "grad_norm": 1.0}] * 60, total=1000)) == []  # hardly begun
     assert codes(state(metrics(30, rewards__mean=lambda step: -step, answers__length=lambda step: 20 + 3 * step))) == []
+    assert codes(state(metrics(30, rewards__mean=lambda step: 0.0, rewards__std=lambda step: step % 3 == 0))) == []
     assert codes(state(metrics(30, rewards__chosen=lambda step: step, rewards__margins=lambda step: step))) == []
