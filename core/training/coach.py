@@ -110,13 +110,14 @@ def _lengthens(state: RunState) -> Iterator[Advice]:
 
 
 def _pushes_down(state: RunState) -> Iterator[Advice]:
-    """The better answers lose likelihood, too, only less than the worse ones."""
-    chosen, margins = (values(state, f"rewards/{name}", slice(-RECENT, None)) for name in ("chosen", "margins"))
+    """The better answers lose more likelihood than the margin gains: less likely than at first, only less so."""
+    chosen, margins = (values(state, f"rewards/{name}") for name in ("chosen", "margins"))
     if min(len(chosen), len(margins)) < RECENT:
         return
-    latest = chosen[-LATEST:]
-    if max(latest) < 0 and min(margins[-LATEST:]) > 0 and -sum(latest) > sum(margins[-LATEST:]):
-        yield Advice("coach.pushes_down", "stage", {"now": latest[-1], "margin": margins[-1], "step": state.step})
+    (high, low), (narrow, wide) = ((curve[:LATEST], curve[-LATEST:]) for curve in (chosen, margins))
+    fall, gain = sum(high) - sum(low), sum(wide) - sum(narrow)
+    if max(low) < min(high) and min(wide) > max(narrow) and fall > gain:
+        yield Advice("coach.pushes_down", "stage", {"now": chosen[-1], "margin": margins[-1], "step": state.step})
 
 
 RULES: tuple[Callable[[RunState], Iterator[Advice]], ...] = (

@@ -58,7 +58,7 @@ CASES: dict[str, RunState] = {
     "coach.strays": state(metrics(30, objective__kl=lambda step: step, rewards__mean=lambda step: 0.5)),
     "coach.alike": state(metrics(30, rewards__mean=lambda step: 0.0, rewards__std=lambda step: 0.0)),
     "coach.lengthens": state(metrics(30, rewards__mean=lambda step: step, answers__length=lambda step: 20 + 3 * step)),
-    "coach.pushes_down": state(metrics(30, rewards__chosen=lambda step: -step, rewards__margins=lambda step: 0.5)),
+    "coach.pushes_down": state(metrics(30, rewards__chosen=lambda step: -step, rewards__margins=lambda step: step / 2)),
 }
 
 
@@ -76,4 +76,6 @@ def test_less_than_a_pattern_is_not() -> None:
     assert codes(state([{"loss": 2.0, "grad_norm": 1.0}] * 60, total=1000)) == []  # hardly begun
     assert codes(state(metrics(30, rewards__mean=lambda step: -step, answers__length=lambda step: 20 + 3 * step))) == []
     assert codes(state(metrics(30, rewards__mean=lambda step: 0.0, rewards__std=lambda step: step % 3 == 0))) == []
+    likely = metrics(30, rewards__chosen=lambda step: -13 + 0.1 * (step % 2), rewards__margins=lambda step: 0.5)
+    assert codes(state(likely)) == []  # without a reference rewards are below zero from the first step on
     assert codes(state(metrics(30, rewards__chosen=lambda step: step, rewards__margins=lambda step: step))) == []
