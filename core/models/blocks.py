@@ -47,25 +47,42 @@ def expand(model: PreTrainedModel, count: int) -> set[str]:
     Each is a copy of the block before it with zeros where it would add something, so the model answers as before.
     Raises InputError for a model where that does not hold, or that could not be loaded again.
     """
+    ids_1_T = some_tokens(model, 0, PROBE)
+    wanted = _logits(model, ids_1_T)
+    names = lengthen(model, count)
+    try:
+        alike = torch.equal(_logits(model, ids_1_T), wanted)
+    except (LookupError, *UNUSABLE):
+        alike = False
+    if not alike:
+        raise unfit(model.config.model_type)
+    return names
+
+
+def lengthen(model: PreTrainedModel, count: int) -> set[str]:
+    """Do so, whatever the model answers then: it may have no weights yet."""
     name, stack = blocks(model)
     text: Any = model.config.get_text_config()
     before = len(stack)
     if count > before:
         raise InputError("expand.blocks", "tuner.expand.blocks", given=count, count=before)
-    ids_1_T = some_tokens(model, 0, PROBE)
-    wanted = _logits(model, ids_1_T)
     places = order(before, count)
     for place in fresh(places):
         stack.insert(place, _passing(stack[place - 1]))
     for key, value in _lengthened(text, places).items():
         setattr(text, key, value)
     try:
-        alike = _rebuilt(model, name) and torch.equal(_logits(model, ids_1_T), wanted)
+        alike = _rebuilt(model, name)
     except (LookupError, *UNUSABLE):  # as models raise whose config tells of each block in a way of its own
         alike = False
     if not alike:
-        raise InputError("expand.unfit", "tuner", model=model.config.model_type)
+        raise unfit(model.config.model_type)
     return {f"{name}.{place}.{own}" for place in fresh(places) for own, _ in stack[place].named_parameters()}
+
+
+def unfit(model_type: str) -> InputError:
+    """Return the error for a model between whose blocks there is no place for more."""
+    return InputError("expand.unfit", "tuner", model=model_type)
 
 
 def _passing(block: torch.nn.Module) -> torch.nn.Module:

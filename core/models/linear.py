@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from core.errors import InputError
 from core.models.blocks import blocks, numbered
 from core.models.shapes import taken_for_experts
-from core.models.targets import apart, elsewhere, fits, means
+from core.models.targets import apart, elsewhere, fits, means, within
 from core.models.vocabulary import by_rows
 
 KINDS = ("FalconLinear", "Linear4bit", "Linear8bitLt", "QuantLinear", "QuantizedLinear", "HQQLinear", "EetqLinear",
@@ -64,6 +64,15 @@ def chosen(
     if not left:
         raise InputError("lora.all_whole", "tuner.lora.extra", module=", ".join(whole))
     return short(model, left)
+
+
+def for_lora(
+    model: PreTrainedModel, targets: Sequence[str], layers: str, extra: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """Return (the modules that get LoRA by these settings, those that learn whole)."""
+    whole = wholly(model, extra, "tuner.lora.extra")
+    numbers = within(layers, len(blocks(model)[1])) if layers else None
+    return chosen(model, targets, "tuner.lora.targets", numbers, lora=True, whole=whole), whole
 
 
 def wholly(model: PreTrainedModel, names: Sequence[str], place: str) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,10 +34,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
-)
+from transformers.models.auto import modeling_auto
 
 from core import templates
 from core.errors import InputError
@@ -136,13 +133,14 @@ class _Bare:
 
 
 def load_model(
-    model: Model, workspace: Path, hardware: Hardware, *, training: bool = False, longest: int = 0, aside: bool = False
-) -> PreTrainedModel:
+    model: Model, workspace: Path, hardware: Hardware, *, training: bool = False, longest: int = 0, aside: bool = False,
+    check: Callable[[PreTrainedModel], None] | None = None,
+) -> PreTrainedModel:  # fmt: skip
     """Return the model on its device, in eval mode, every weight as stored.
 
     Weights are in the compute dtype; for training on a CPU they are fp32 whatever the precision but pure_bf16.
     longest: tokens to which positions are stretched where the settings leave it open. aside: it is left in the memory
-    of the machine, for a device that will hold a part of it alone.
+    of the machine, for a device that will hold a part of it alone. check: is shown the model before it has weights.
     Raises InputError at model.path, DeviceError at hardware.device.
     """
     device = pick_device(hardware)
@@ -159,6 +157,8 @@ def load_model(
     made = _made(folder, config, packed=bool(quantization or method(config.to_dict())))
     if model.quantizer.kind.startswith("bnb"):
         bits.check(made, quantization)
+    if check:
+        check(made)
     try:
         loaded, info = _auto(config).from_pretrained(
             folder,
@@ -207,8 +207,8 @@ def _auto(config: PreTrainedConfig) -> Any:
     """Return the auto class for a config: the one whose class it names, else the one that has its type."""
     named = config.architectures or []
     both: Any = (
-        (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
-        (AutoModelForMultimodalLM, MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES),
+        (AutoModelForCausalLM, modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
+        (AutoModelForMultimodalLM, modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES),
     )
     having = [(auto, names[config.model_type]) for auto, names in both if config.model_type in names]
     fitting = [auto for auto, name in having if {name} & set(named)]

@@ -100,6 +100,21 @@ def by_rows(table: torch.nn.Module) -> bool:
     return scaled or type(table).forward is torch.nn.Embedding.forward
 
 
+def learning(
+    model: PreTrainedModel, tokens: Sequence[int], extra: Sequence[str]
+) -> tuple[dict[str, list[int]], list[str]]:
+    """Return (the rows that learn by name of their table, names of the tables that learn whole instead).
+
+    tokens: those that are new. extra: modules that learn whole anyway.
+    """
+    names = [name.removesuffix(".weight") for name in tables(model)] if tokens else []
+    names = [name for name in names if not any(f".{module}." in f".{name}." for module in extra)]
+    whole = [name for name in names if not by_rows(model.get_submodule(name))]
+    if whole and len(tables(model)) == 1:  # a copy of one of two tied tables would no longer be tied
+        raise InputError("vocabulary.fixed", "model.add_tokens", model=model.config.model_type)
+    return {name: list(tokens) for name in names if name not in whole}, whole
+
+
 def only_rows(parameter: torch.nn.Parameter, ids: Sequence[int]) -> None:
     """Let only some rows of a table learn."""
     learns_V_1 = torch.zeros(len(parameter), 1, dtype=parameter.dtype, device=parameter.device)

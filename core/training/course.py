@@ -44,7 +44,7 @@ def train(
     phases.begin("load_model")
     model = load_model(
         run.model, context.workspace, run.hardware, training=True, longest=run.data.cutoff,
-        aside=run.launcher.divides[1],
+        aside=run.launcher.divides[1], check=run.tuner.check_made,
     )  # fmt: skip
     if run.stage.compares:
         undropped(model)

@@ -67,6 +67,12 @@ class Tuner(Spec):
         """
         self.learns(self.grown(shapes))
 
+    def check_made(self, made: PreTrainedModel) -> None:
+        """Raise InputError, as `attach` would, for settings that a model has no place for; it has no weights yet.
+
+        It may be changed.
+        """
+
     def against(self, quantizer: str) -> tuple[LiteralString, str] | None:
         """Return (code, place) of what stands against a quantizer, by its kind; None where nothing does."""
         return None if quantizer == "none" else self.needs_whole()

@@ -37,6 +37,11 @@ class Expand(Tuner):
         places = order(len(shapes.blocks) - self.blocks, self.blocks)  # they have grown already
         return {name: shape for place in fresh(places) for name, shape in shapes.blocks[place].items()}
 
+    def check_made(self, made: PreTrainedModel) -> None:
+        from core.models.blocks import lengthen
+
+        lengthen(made, self.blocks)
+
     def attach(
         self, model: PreTrainedModel, folder: Path, tokens: Sequence[int] = (), rows: Rows = ()
     ) -> PreTrainedModel:

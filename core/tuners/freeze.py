@@ -49,14 +49,15 @@ class Freeze(Tuner):
     def idle(self) -> str:
         return "" if self.layers or self.extra else "tuner.freeze.layers"
 
+    def check_made(self, made: PreTrainedModel) -> None:
+        self._meant(made)
+
     def attach(
         self, model: PreTrainedModel, folder: Path, tokens: Sequence[int] = (), rows: Rows = ()
     ) -> PreTrainedModel:
         from core.models import vocabulary
-        from core.models.blocks import blocks
 
-        names = [name for name, _ in model.named_parameters()]
-        whole = self._of_layers(names, blocks(model)[0] if self.layers else "") | self._of_modules(names)
+        whole = self._meant(model)
         partly = {name: table for name, table in vocabulary.tables(model).items() if tokens and name not in whole}
         learn(model, whole | partly.keys())
         for table in partly.values():
@@ -65,6 +66,13 @@ class Freeze(Tuner):
 
     def save(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
         return save_whole(model, tokenizer, folder)
+
+    def _meant(self, model: PreTrainedModel) -> set[str]:
+        """Return the parameters of all that learns but new tokens."""
+        from core.models.blocks import blocks
+
+        names = [name for name, _ in model.named_parameters()]
+        return self._of_layers(names, blocks(model)[0] if self.layers else "") | self._of_modules(names)
 
     def _of_layers(self, names: list[str], stack: str) -> set[str]:
         """Return the parameters of the chosen layers of the stack of text blocks."""

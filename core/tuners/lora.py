@@ -164,28 +164,32 @@ class Lora(Tuner):
         if self.rank > (limit := min(sides, default=self.rank)):
             raise InputError("lora.pissa_rank", "tuner.lora.rank", rank=self.rank, limit=limit)
 
+    def check_made(self, made: PreTrainedModel) -> None:
+        from core.models.linear import for_lora
+
+        if not self.go_on:
+            for_lora(made, self.targets, self.layers, self.extra)
+
     def attach(
         self, model: PreTrainedModel, folder: Path, tokens: Sequence[int] = (), rows: Rows = ()
     ) -> PreTrainedModel:
         from peft import LoraConfig, get_peft_model
 
-        from core.models.blocks import blocks
         from core.models.copies import bind, share_all
-        from core.models.linear import as_ends, chosen, wholly
+        from core.models.linear import as_ends, for_lora
         from core.models.moe import stacked
+        from core.models.vocabulary import learning
 
         if quantized(model) and (against := self.needs_whole()):
             raise InputError(*against)
-        extra = wholly(model, self.extra, "tuner.lora.extra")
         if self.start:
             from core.models.parts import continued, merged
 
             model = merged(model, self._under(), folder) if self._under() else model
             if self.go_on:
                 return continued(model, self.start[-1], folder, above=bool(self._under()))
-        indices, whole = self._tables(model, tokens)
-        layers = within(self.layers, len(blocks(model)[1])) if self.layers else None
-        targets = chosen(model, self.targets, "tuner.lora.targets", layers, lora=True, whole=extra)
+        indices, whole = learning(model, tokens, self.extra)
+        targets, extra = for_lora(model, self.targets, self.layers, self.extra)
         self._check_apart(model, targets, indices)
         config = LoraConfig(
             task_type="CAUSAL_LM",
@@ -278,17 +282,6 @@ class Lora(Tuner):
     def _under(self) -> list[str]:
         """Return what is put into the weights, so that something new is trained above it."""
         return self.start[:-1] if self.go_on else self.start
-
-    def _tables(self, model: PreTrainedModel, tokens: Sequence[int]) -> tuple[dict[str, list[int]], list[str]]:
-        """Return (the rows that learn by name of their table, names of the tables that learn whole instead)."""
-        from core.models.vocabulary import by_rows, tables
-
-        names = [name.removesuffix(".weight") for name in tables(model)] if tokens else []
-        names = [name for name in names if not any(f".{extra}." in f".{name}." for extra in self.extra)]
-        whole = [name for name in names if not by_rows(model.get_submodule(name))]
-        if whole and len(tables(model)) == 1:  # a copy of one of two tied tables would no longer be tied
-            raise InputError("vocabulary.fixed", "model.add_tokens", model=model.config.model_type)
-        return {name: list(tokens) for name in names if name not in whole}, whole
 
     def _check_apart(self, model: PreTrainedModel, targets: list[str], indices: dict[str, list[int]]) -> None:
         """Raise InputError for a target at a table that learns in another way, or that has no singular parts taken."""

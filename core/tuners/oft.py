@@ -66,20 +66,19 @@ class Oft(Tuner):
     def against_tokens(self, *, decay: bool) -> tuple[LiteralString, str]:
         return "vocabulary.tuner", "tuner"
 
+    def check_made(self, made: PreTrainedModel) -> None:
+        self._meant(made)
+
     def attach(
         self, model: PreTrainedModel, folder: Path, tokens: Sequence[int] = (), rows: Rows = ()
     ) -> PreTrainedModel:
         from peft import OFTConfig, get_peft_model
         from peft.tuners.oft.layer import OFTLayer
-        from transformers.pytorch_utils import Conv1D
 
         from core.models.adapters import turn_anything
         from core.models.copies import bind
-        from core.models.linear import chosen
 
-        names = chosen(model, self.targets, "tuner.oft.targets", lora=False)
-        if any(isinstance(module, Conv1D) and name.endswith(tuple(names)) for name, module in model.named_modules()):
-            raise InputError("oft.transposed", "tuner", model=model.config.model_type)
+        names = self._meant(model)
         config = OFTConfig(
             task_type="CAUSAL_LM", oft_block_size=self.block, module_dropout=self.dropout, target_modules=names
         )
@@ -99,6 +98,17 @@ class Oft(Tuner):
             model.save_pretrained(place)
             tokenizer.save_pretrained(place)
         return folder / "adapter"
+
+    def _meant(self, model: PreTrainedModel) -> list[str]:
+        """Return the names of the modules that are turned."""
+        from transformers.pytorch_utils import Conv1D
+
+        from core.models.linear import chosen
+
+        names = chosen(model, self.targets, "tuner.oft.targets", lora=False)
+        if any(isinstance(module, Conv1D) and name.endswith(tuple(names)) for name, module in model.named_modules()):
+            raise InputError("oft.transposed", "tuner", model=model.config.model_type)
+        return names
 
     def _linears(self, shapes: Shapes) -> list[Linear]:
         """Return the layers that are turned."""
