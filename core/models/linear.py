@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from core.errors import InputError
 from core.models.blocks import blocks, numbered
 from core.models.shapes import taken_for_experts
-from core.models.targets import apart, elsewhere, fits, means, within
+from core.models.targets import apart, elsewhere, fits, means, shown, within
 from core.models.vocabulary import by_rows
 
 KINDS = ("FalconLinear", "Linear4bit", "Linear8bitLt", "QuantLinear", "QuantizedLinear", "HQQLinear", "EetqLinear",
@@ -91,7 +91,7 @@ def wholly(model: PreTrainedModel, names: Sequence[str], place: str) -> list[str
             code = "tuner.not_whole" if there else "tuner.no_module"
             decoder = _decoder(model)
             known = [name for name in holders if not f"{decoder}.".startswith(f"{name}.")]
-            raise InputError(code, place, module=given, known=_lasts(known))
+            raise InputError(code, place, module=given, known=_lasts(known, given))
         found |= dict.fromkeys(fitting)
     return [name for name in found if not any(name.startswith(f"{other}.") for other in found)]
 
@@ -126,12 +126,13 @@ def _none_meant(
     there = any(fits(name, target) for name, _ in model.named_modules() if name)
     known = [name for name, parts in takers.items() if means(name.rpartition(".")[2], name, parts)]
     known = [name for name in known if not (lora and taken_for_experts(model.config.model_type, name))]
-    return InputError("tuner.no_adapter" if there else "tuner.no_module", place, module=target, known=_lasts(known))
+    return InputError(
+        "tuner.no_adapter" if there else "tuner.no_module", place, module=target, known=_lasts(known, target)
+    )
 
 
-def _lasts(names: Sequence[str]) -> str:
-    lasts = {name.rpartition(".")[2] for name in names}
-    return ", ".join(sorted(last for last in lasts if not last.isdigit())[:20])
+def _lasts(names: Sequence[str], near: str) -> str:
+    return shown((name.rpartition(".")[2] for name in names), near)
 
 
 def _multiplies(module: torch.nn.Module) -> bool:

@@ -7,7 +7,8 @@ layers of the text part; heads, tables of tokens, what chooses experts, and what
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
+from difflib import get_close_matches
 from functools import lru_cache
 
 import regex
@@ -16,7 +17,7 @@ from pydantic_core import PydanticCustomError
 from core.errors import InputError
 from core.models.adapter_check import MAX_PATTERN
 from core.models.registry import of_type
-from core.models.shapes import APART, HEADS, Linear, Shapes, named
+from core.models.shapes import APART, HEADS, Linear, Shapes, named, taken_for_experts
 
 TABLE = re.compile(r"embed[^.]*$|(^|\.)wpe$")
 FUSED = re.compile(r"\.(mamba|mixer)\.(out_proj|x_proj|dt_proj)$")
@@ -90,13 +91,39 @@ def alike(model_type: str) -> bool:
 def check_names(shapes: Shapes, given: Sequence[str], place: str) -> None:
     """Raise InputError at `place` for a name, or a regular expression of names, with an end that no module has."""
     for one in given:
-        end, plain = END.search(one), not re.search(r"[^\w.]", one)
-        if one == "all-linear" or not end or "|" in one or "(?" in one:
-            continue
-        if not any(part == end[0] if plain else part.endswith(end[0]) for part in shapes.parts.union(HEADS)):
+        if not _may_mean(one, shapes.parts.union(HEADS)):
             modules = {name.split(".")[-2] for name in shapes.tensors if name.endswith(".weight") and "." in name[:-7]}
-            known = sorted(module for module in modules if not module.isdigit())
-            raise InputError("tuner.no_module", place, module=one, known=", ".join(known[:20]))
+            raise InputError("tuner.no_module", place, module=one, known=shown(modules, one))
+
+
+def check_targets(shapes: Shapes, targets: Sequence[str], place: str) -> None:
+    """Raise InputError at `place` for a target with an end that no layer has."""
+    modules = [name.removesuffix(".weight") for name, shape in shapes.tensors.items() if len(shape) > 1]
+    layers = {name.rpartition(".")[2] for name in modules if not FUSED.search(name)}.union(HEADS)
+    for target in targets:
+        if not _may_mean(target, layers):
+            code = "tuner.no_adapter" if _may_mean(target, shapes.parts) else "tuner.no_module"
+            known = {one.name.rpartition(".")[2] for one in targeted(shapes, ["all-linear"])}
+            known = {last for last in known if not taken_for_experts(shapes.type, last)}
+            raise InputError(code, place, module=target, known=shown(known, target))
+
+
+def shown(names: Iterable[str], near: str) -> str:
+    """Return names of modules for a message, those first that look like what was given."""
+    known = sorted(name for name in set(names) if not name.isdigit())
+    alike = get_close_matches(near.removesuffix("$").rpartition(".")[2], known)
+    return ", ".join([*alike, *(name for name in known if name not in alike)][:20])
+
+
+def _may_mean(given: str, lasts: Iterable[str]) -> bool:
+    """Return whether a name, or a regular expression of names, might mean a module with one of these last names."""
+    bare = given.removeprefix("^").removesuffix("$")
+    if not bare or (bare != given and bare.isidentifier()):  # the one is no name, the other a whole one
+        return bare in HEADS or bool(TABLE.search(bare))
+    end, plain = END.search(bare), not re.search(r"[^\w.]", bare)
+    if given == "all-linear" or not end or "|" in bare or "(?" in bare:
+        return True
+    return any(last == end[0] if plain else last.endswith(end[0]) for last in lasts)
 
 
 @lru_cache(maxsize=1 << 15)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, LiteralString
 from core.errors import InputError
 from core.models.shapes import Shapes, named
 from core.models.tables import tables
-from core.models.targets import check_names
+from core.models.targets import check_names, shown
 from core.schema import knob
 from core.tuners import Rows, Tuner, learn, save_whole
 
@@ -90,7 +90,7 @@ class Freeze(Tuner):
         for module in self.extra:
             fitting = {name for name in names if named(name, [module])}
             if not fitting:
-                known = sorted({part for name in names for part in name.split(".") if not part.isdigit()})
-                raise InputError("tuner.no_module", "tuner.freeze.extra", module=module, known=", ".join(known[:20]))
+                known = shown((part for name in names for part in name.split(".")), module)
+                raise InputError("tuner.no_module", "tuner.freeze.extra", module=module, known=known)
             found |= fitting
         return found

@@ -17,7 +17,7 @@ from core.models.inspect import has_experts, inspect_adapter
 from core.models.jsons import read_json
 from core.models.shapes import Linear, Shapes, named, taken_for_experts
 from core.models.tables import ends
-from core.models.targets import check_layers, check_names, ending, numbers, targeted, within
+from core.models.targets import check_layers, check_names, check_targets, ending, numbers, targeted, within
 from core.schema import crossed, knob
 from core.tuners import Rows, Tuner, quantized
 from core.workspace import tuned
@@ -156,7 +156,7 @@ class Lora(Tuner):
         if self.go_on:
             return  # an adapter that is there says what it needs
         check_names(shapes, self.extra, "tuner.lora.extra")
-        check_names(shapes, self.targets, "tuner.lora.targets")
+        check_targets(shapes, self.targets, "tuner.lora.targets")
         check_layers(shapes, self.targets, self.layers)
         if self.experts and not has_experts(shapes.config):
             raise InputError("lora.no_experts", "tuner.lora.experts", model=shapes.type)

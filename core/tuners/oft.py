@@ -13,7 +13,7 @@ from core.errors import InputError
 from core.files import aside
 from core.models.shapes import Linear, Shapes
 from core.models.tables import ends
-from core.models.targets import check_names, ending, targeted
+from core.models.targets import check_targets, ending, targeted
 from core.schema import knob
 from core.tuners import Rows, Tuner
 
@@ -59,7 +59,7 @@ class Oft(Tuner):
         return {f"{one.name}.oft_R": (one.columns // self.block, turns) for one in self._linears(shapes)}
 
     def check(self, shapes: Shapes) -> None:
-        check_names(shapes, self.targets, "tuner.oft.targets")
+        check_targets(shapes, self.targets, "tuner.oft.targets")
         if odd := next((one for one in self._linears(shapes) if one.columns % self.block), None):
             raise _uneven(self.block, odd.name, odd.columns)
 

@@ -72,6 +72,12 @@ WRONG = {
     ),
     "target": ({"tuner": {"targets": ["all-linear", "q_porj"]}}, "tuner.lora.targets", "tuner.no_module"),
     "pattern": ({"tuner": {"targets": [r".*layers\.\d+\..*porj"]}}, "tuner.lora.targets", "tuner.no_module"),
+    "holder of layers": ({"tuner": {"targets": ["self_attn"]}}, "tuner.lora.targets", "tuner.no_adapter"),
+    "norms": ({"tuner": {"targets": [".*norm"]}}, "tuner.lora.targets", "tuner.no_adapter"),
+    "whole name": ({"tuner": {"targets": ["q_proj$"]}}, "tuner.lora.targets", "tuner.no_module"),
+    "no name": ({"tuner": {"targets": ["q_proj", ""]}}, "tuner.lora.targets", "tuner.no_module"),
+    "turned holder": ({"tuner": {"kind": "oft", "targets": ["mlp"]}}, "tuner.oft.targets", "tuner.no_adapter"),
+    "no whole module": ({"tuner": {"extra": [""]}}, "tuner.lora.extra", "tuner.no_module"),
     "whole module": ({"tuner": {"extra": ["norn"]}}, "tuner.lora.extra", "tuner.no_module"),
     "layer": ({"tuner": {"layers": "0-99"}}, "tuner.lora.layers", "lora.no_layer"),
     "experts": ({"tuner": {"experts": True}}, "tuner.lora.experts", "lora.no_experts"),
@@ -91,6 +97,21 @@ def test_a_bad_run_is_refused_at_its_setting(broken, case):
     with pytest.raises(InputError) as raised:
         preflight.check(config.resolve(GOOD, layer), broken)
     assert (raised.value.place, raised.value.code) == (place, code)
+
+
+@pytest.mark.parametrize("target", [
+    ".*q_proj$", "^model.*_proj$", "lm_head$", "embed_tokens", "^(q|v)_proj$|.*up_proj", "self_attn.q_proj",
+    r".*self_attn\.q_.*", r"model\.layers\.\d+\.mlp\..*",
+])  # fmt: skip
+def test_a_target_that_may_mean_a_layer_passes(broken, target):
+    preflight.check(config.resolve(GOOD, {"tuner": {"targets": [target]}}), broken)
+
+
+@pytest.mark.parametrize(("kind", "given"), [("targets", "q_porj"), ("targets", "q_proj$"), ("extra", "q_pro")])
+def test_what_looks_like_a_name_that_is_missing_is_told_first(broken, kind, given):
+    with pytest.raises(InputError) as raised:
+        preflight.check(config.resolve(GOOD, {"tuner": {kind: [given]}}), broken)
+    assert raised.value.params["known"].startswith("q_proj")
 
 
 def test_a_good_run_and_a_hub_model_pass(broken):

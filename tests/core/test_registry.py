@@ -17,10 +17,10 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from core import config, templates
 from core.forecast import forecast
 from core.models.inspect import inspect
-from core.models.linear import linear
+from core.models.linear import _takers, linear
 from core.models.loading import load_model
 from core.models.registry import Entry, entries, find, of_type, page
-from core.models.targets import alike, check_names
+from core.models.targets import alike, check_names, check_targets
 from core.sections import Hardware, Model
 from core.tuners.lora import Lora
 from core.tuners.oft import Oft
@@ -108,6 +108,8 @@ def check_cold(model: Any, folder: Path) -> None:
     holders = [name for name, module in model.named_modules() if name and next(module.parameters(), None) is not None]
     lasts = {name.rpartition(".")[2] for name in holders}
     check_names(shapes, [*lasts, *(f".*{last}" for last in lasts)], "")
+    for name in _takers(model, tables=True):
+        check_targets(shapes, [name, name.rpartition(".")[2], f".*{name.rpartition('.')[2]}$"], "")
     Lora(rank=min(min(layer.weight.shape) for layer in layers), pissa=True).check(shapes)
     widths = [layer.weight.shape[isinstance(layer, torch.nn.Linear)] for layer in layers]
     Oft(block=math.gcd(*widths)).check(shapes)
