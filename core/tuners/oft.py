@@ -20,6 +20,9 @@ from core.tuners import Rows, Tuner
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+CROSSWISE = ("gpt2",)
+"""Types of the registry of which all layers but the head are Conv1D: their weights lie crosswise."""
+
 
 class Oft(Tuner):
     """OFT
@@ -60,6 +63,8 @@ class Oft(Tuner):
 
     def check(self, shapes: Shapes) -> None:
         check_targets(shapes, self.targets, "tuner.oft.targets")
+        if shapes.type in CROSSWISE and targeted(shapes, self.targets):
+            raise _crosswise(shapes.type)
         if odd := next((one for one in self._linears(shapes) if one.columns % self.block), None):
             raise _uneven(self.block, odd.name, odd.columns)
 
@@ -107,12 +112,16 @@ class Oft(Tuner):
 
         names = chosen(model, self.targets, "tuner.oft.targets", lora=False)
         if any(isinstance(module, Conv1D) and name.endswith(tuple(names)) for name, module in model.named_modules()):
-            raise InputError("oft.transposed", "tuner", model=model.config.model_type)
+            raise _crosswise(model.config.model_type)
         return names
 
     def _linears(self, shapes: Shapes) -> list[Linear]:
         """Return the layers that are turned."""
         return [*targeted(shapes, self.targets), *ends(shapes, self.targets, table=False)]
+
+
+def _crosswise(model_type: str) -> InputError:
+    return InputError("oft.transposed", "tuner", model=model_type)
 
 
 def _uneven(block: int, module: str, width: int | None) -> InputError:

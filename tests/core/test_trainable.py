@@ -20,6 +20,7 @@ from core.tuners.full import Full
 from core.tuners.lora import Lora
 from core.tuners.oft import Oft
 from tests.core import tiny
+from tests.core.test_memory import shapes_of
 
 FAMILIES = ("llama", "gpt2", "gemma3_text", "qwen3_moe", "phi", "falcon", "bloom")
 TUNERS: dict[str, Tuner] = {
@@ -56,9 +57,13 @@ def test_names(name: str, model_type: str, tmp_path: Path) -> None:
     model: Any = tiny.tiny_model(model_type).to(torch.bfloat16)
     pattern = re.compile(wanted(name, model))
     if (name, model_type) == ("oft", "gpt2"):  # of Conv1D layers, which peft can't turn
-        with pytest.raises(InputError) as caught:
-            TUNERS[name].attach(model, tmp_path)
-        assert (caught.value.code, caught.value.place) == ("oft.transposed", "tuner")
+        shapes = shapes_of(model, tmp_path)
+        for ask in (lambda: TUNERS[name].attach(model, tmp_path), lambda: TUNERS[name].check(shapes)):
+            with pytest.raises(InputError) as caught:
+                ask()
+            assert (caught.value.code, caught.value.place) == ("oft.transposed", "tuner")
+        Oft(block=4, targets=["lm_head"]).check(shapes)  # which is no Conv1D
+        Oft(block=4, targets=["lm_head"]).attach(model, tmp_path)
         return
     tuned: Any = TUNERS[name].attach(model, tmp_path)
     learning = {key for key, parameter in tuned.named_parameters() if parameter.requires_grad}
