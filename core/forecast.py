@@ -21,7 +21,7 @@ from core.models.headers import tensors
 from core.models.inspect import of_text
 from core.models.jsons import read_json
 from core.models.memory import Plan, plan
-from core.models.packed import method, packing
+from core.models.packed import OF_THEIR_OWN, method, packing
 from core.models.room import Room, room
 from core.models.shapes import BUFFERS, WHOLE_TYPE, Shapes
 from core.models.tables import known_tokens, widened
@@ -131,7 +131,7 @@ def _fixes(run: Run, shapes: Shapes, stored: int, there: Room) -> Iterator[Fix]:
     for ways in WAYS:
         if any(before <= frozenset(ways) for before in done):
             continue
-        patches = list(_patches(run, ways, packed=bool(stored)))
+        patches = list(_patches(run, ways, packed=bool(stored) or shapes.type in OF_THEIR_OWN))
         if not patches or not _fits(run, patches[-1], shapes, stored, there):
             continue  # the strongest does not help
         for patch in patches:
@@ -163,7 +163,10 @@ WAYS: tuple[tuple[str, ...], ...] = (
 
 
 def _patches(run: Run, ways: tuple[str, ...], *, packed: bool) -> Iterator[dict[str, Any]]:
-    """Yield patches that change just these things, the mildest first; none where one can't be changed."""
+    """Yield patches that change just these things, the mildest first; none where one can't be changed.
+
+    packed: whether the weights can't be packed by us.
+    """
     options = [list(_options(run, way, ways, packed=packed)) for way in ways]
     for chosen in product(*options):
         yield {key: value for part in chosen for key, value in part.items()}

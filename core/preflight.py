@@ -19,7 +19,7 @@ from core.formats import MEDIA
 from core.models import attention, liger
 from core.models.inspect import ModelFacts, inspect, inspect_adapter
 from core.models.packages import check_here
-from core.models.packed import packing
+from core.models.packed import OF_THEIR_OWN, packing, packs_little
 from core.models.room import devices, room
 from core.models.targets import alike
 from core.workspace import HUB_ID, locate, tuned
@@ -76,6 +76,8 @@ def check_model(job: Job, workspace: Path) -> ModelFacts | None:
     facts = inspect(folder)
     if facts.packed:
         _check_packed(job, facts.packed)
+    elif job.model.quantizer.kind.startswith("bnb") and facts.model_type in OF_THEIR_OWN:
+        raise packs_little(facts.model_type)
     if isinstance(job, Run) and job.training.router_aux_loss and not facts.experts:
         raise InputError("moe.no_router", "training.router_aux_loss", model=facts.model_type)
     if isinstance(job, Run) and not facts.packed and alike(facts.model_type):

@@ -11,8 +11,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.quantizers import AutoHfQuantizer
 
-from core.errors import InputError
-from core.models.packed import READ_PAST
+from core.models.packed import READ_PAST, packs_little
 
 PACKED = ("Linear4bit", "Linear8bitLt")
 """Classes of packed layers."""
@@ -35,7 +34,7 @@ def check(made: PreTrainedModel, quantization: Any) -> None:
             size = module.in_features * module.out_features
             packed, plain = (packed + size, plain) if type(module).__name__ in PACKED else (packed, plain + size)
     if packed < plain:
-        raise InputError("quantizer.packs_little", "model.quantizer", type=made.config.model_type)
+        raise packs_little(made.config.model_type)
 
 
 def make_ready(model: PreTrainedModel, *, made: bool = False) -> None:

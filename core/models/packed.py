@@ -51,11 +51,19 @@ READ_PAST: Mapping[str, tuple[str, ...]] = {"mamba": ("x_proj", "dt_proj", "out_
 SHARED: Mapping[str, tuple[str, ...]] = {"zamba": ("shared_transf",)}
 """Type of model -> modules of which several places share the weights: transformers leaves those as they are."""
 
+OF_THEIR_OWN = ("falcon",)
+"""Types of model all of whose linear layers are of a class of their own: bitsandbytes would leave them as they are."""
+
 
 def stays(model_type: str, module: str) -> bool:
     """Return whether bitsandbytes leaves a linear layer as it is, by its name."""
     whole = {*READ_PAST.get(model_type, ()), *SHARED.get(model_type, ())}
     return not whole.isdisjoint(module.split("."))
+
+
+def packs_little(model_type: str) -> InputError:
+    """Return the error for a model of whose weights bitsandbytes would leave most as they are."""
+    return InputError("quantizer.packs_little", "model.quantizer", type=model_type)
 
 
 def method(config: Mapping[str, Any]) -> str:

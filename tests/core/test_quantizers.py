@@ -18,9 +18,13 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
 from core import config
 from core.errors import InputError
+from core.forecast import foresee
 from core.models import bits, packages
 from core.models.loading import load_model
 from core.models.packed import PACKINGS, method
+from core.models.room import Room
+from core.models.shapes import Shapes
+from core.preflight import check_model
 from core.quantizers.bnb_4bit import Bnb4Bit
 from core.schema import variants
 from core.sections import Hardware, Model
@@ -169,13 +173,27 @@ def test_layers_that_bitsandbytes_would_leave_as_they_are_are_told(tiny_model: P
     for family in ("llama", "gpt2", "falcon"):
         folder = copy_of(tiny_model, tmp_path / family)
         tiny.tiny_model(family).save_pretrained(folder)
+        run = config.run(config.override([f"model.path={folder}", f"model.quantizer.kind={kind}"]))
         if family != "falcon":
+            assert check_model(run, tmp_path)
             assert sum(type(module).__name__ in bits.PACKED for module in loaded(folder, {"kind": kind}).modules()) >= 8
             continue
-        with pytest.raises(InputError) as caught:
-            loaded(folder, {"kind": kind})
-        assert (caught.value.code, caught.value.place) == ("quantizer.packs_little", "model.quantizer")
-        assert caught.value.params["type"] == "falcon"
+        for ask in (lambda: loaded(folder, {"kind": kind}), lambda: check_model(run, tmp_path)):  # noqa: B023
+            with pytest.raises(InputError) as caught:
+                ask()
+            assert (caught.value.code, caught.value.place) == ("quantizer.packs_little", "model.quantizer")
+            assert caught.value.params["type"] == "falcon"
+        assert check_model(config.run(run.model_dump(), {"model": {"quantizer": {"kind": "none"}}}), tmp_path)
+
+
+def test_bits_are_offered_where_layers_can_be_packed() -> None:
+    run = config.run(
+        config.override(["training.batch_size=1", "data.cutoff=64", "training.gradient_checkpointing=true"])
+    )
+    layers = {f"h.{number}.mlp.dense.weight": (8192, 8192) for number in range(32)} | {"wte.weight": (1000, 8192)}
+    for kind in ("llama", "falcon"):
+        found = foresee(run, Shapes(layers, {"model_type": kind}), 0, Room("cuda", 3 << 30, 3 << 30))
+        assert any("model.quantizer" in fix.patch for fix in found.fixes) is (kind == "llama")
 
 
 PACKED = {
