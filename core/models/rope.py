@@ -1,12 +1,14 @@
-"""Rotary positions stretched over longer inputs than a model was made for (transformers' modeling_rope_utils)."""
+"""Rotary positions stretched over longer inputs than a model was made for (transformers' modeling_rope_utils). Cold."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from transformers import PreTrainedConfig
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from core.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 OF_KIND: dict[str, dict[str, float]] = {
     "linear": {},
@@ -20,6 +22,21 @@ FULL = "full_attention"
 
 TURNED = "use_mem_rope"
 """Key by which Zamba2 says whether its positions are rotary at all: mostly they aren't, though it has parameters."""
+UNTURNED = (
+    "bloom", "deepseek_v4", "falcon_mamba", "glm5_next", "gpt2", "gpt_bigcode", "gpt_neo", "gptj", "jamba",
+    "kimi_linear", "mamba", "mamba2", "mpt", "nemotron_h", "opt", "rwkv", "zamba", "zaya",
+)  # fmt: skip
+"""Types of text parts whose positions are not rotary, or not so that a config could stretch them."""
+
+
+def check(told: Mapping[str, Any], model: str) -> None:
+    """Raise InputError at model.rope for a type of model, or a switch in its config, that turns no positions.
+
+    told: config.json, with that of its text part laid over it. model: the type of the whole.
+    """
+    text = str(told.get("model_type")).removesuffix("_text")
+    if text in UNTURNED or told.get("alibi") or (text == "zamba2" and not told.get(TURNED)):
+        raise _none(model)
 
 
 def stretch(config: PreTrainedConfig, kind: str, wanted: int) -> None:
@@ -29,11 +46,12 @@ def stretch(config: PreTrainedConfig, kind: str, wanted: int) -> None:
     """
     text: Any = config.get_text_config()
     told = text.to_dict()
+    check(told, config.model_type)
     own, given = told.get("max_position_embeddings"), told.get("rope_parameters") or {}
     layered = FULL in given
     before = given.get(FULL, {}) if layered else given
-    if not own or "rope_theta" not in before or told.get(TURNED) is False:
-        raise InputError("rope.none", "model.rope", model=config.model_type)
+    if not own or "rope_theta" not in before:
+        raise _none(config.model_type)
     if wanted <= own:
         return
     if before.get("rope_type", "default") != "default":
@@ -56,3 +74,7 @@ def context(config: PreTrainedConfig) -> int:
     made = given.get(FULL, given)
     factor = made.get("factor", 1) if made.get("rope_type") == "dynamic" else 1
     return int(own * factor) if own else 1 << 30
+
+
+def _none(model: str) -> InputError:
+    return InputError("rope.none", "model.rope", model=model)

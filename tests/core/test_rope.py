@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from core import config
 from core.errors import InputError
 from core.models.loading import load_model
-from core.models.rope import OF_KIND, context, stretch
+from core.models.rope import FULL, OF_KIND, UNTURNED, context, stretch
+from core.preflight import check_model
 from core.sections import Hardware, Model
-from tests.conftest import write_rows
+from tests.conftest import copy_of, write_rows
 from tests.core.helpers import of_type, train
 
 CPU = Hardware(device="cpu")
@@ -58,15 +61,16 @@ def test_rows_beyond_the_context_are_told(make_run: Callable[..., Path], tmp_pat
 
 
 def test_layers_that_look_back_only_so_far_stay_as_they_are() -> None:
-    config: Any = AutoConfig.for_model("gemma3_text", max_position_embeddings=512)
-    before = dict(config.rope_parameters["sliding_attention"])
-    stretch(config, "yarn", 2048)
-    assert config.rope_parameters["sliding_attention"] == before
-    assert config.rope_parameters["full_attention"]["factor"] == 4 and context(config) == 2048
+    shape: Any = AutoConfig.for_model("gemma3_text", max_position_embeddings=512)
+    before = dict(shape.rope_parameters["sliding_attention"])
+    stretch(shape, "yarn", 2048)
+    assert shape.rope_parameters["sliding_attention"] == before
+    assert shape.rope_parameters["full_attention"]["factor"] == 4 and context(shape) == 2048
 
 
 REFUSED = {
     "learned positions": ("gpt2", {}, "yarn", "rope.none"),
+    "slopes instead": ("falcon", {"alibi": True}, "linear", "rope.none"),
     "no positions at all": ("zamba2", {}, "linear", "rope.none"),
     "stretched already": ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
                           "yarn", "rope.twice"),
@@ -81,10 +85,36 @@ def test_what_can_not_be_stretched_is_refused(name: str) -> None:
     assert (caught.value.code, caught.value.place) == (code, "model.rope")
 
 
+@pytest.mark.parametrize("model_type", UNTURNED)
+def test_types_that_are_refused_by_name_have_nothing_to_stretch(model_type: str) -> None:
+    told = AutoConfig.for_model(model_type).get_text_config().to_dict()
+    assert "rope_theta" not in (told.get("rope_parameters") or {}) and FULL not in (told.get("rope_parameters") or {})
+
+
+@pytest.mark.parametrize(("told", "code"), [
+    ({}, ""), ({"model_type": "gpt2"}, "rope.none"), ({"model_type": "falcon"}, ""),
+    ({"model_type": "falcon", "alibi": True}, "rope.none"), ({"model_type": "zamba2"}, "rope.none"),
+    ({"model_type": "zamba2", "use_mem_rope": True}, ""),
+    ({"model_type": "nemotron_h_omni", "text_config": {"model_type": "nemotron_h"}}, "rope.none"),
+])  # fmt: skip
+def test_it_is_told_by_the_files(tiny_model: Path, tmp_path: Path, told: dict[str, Any], code: str) -> None:
+    folder = copy_of(tiny_model, tmp_path / "model")
+    (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | told))
+    for settings in ({"rope": "none"}, {"rope": "yarn", "context": 1024}):
+        job = config.resolve({"kind": "serving", "model": {"path": str(folder), **settings}})
+        found = ""
+        try:
+            check_model(job, tmp_path)
+        except InputError as error:
+            found = error.code
+            assert error.place == "model.rope" and error.params == {"model": told.get("model_type")}
+        assert found == (code if "context" in settings else "")
+
+
 def test_positions_that_are_rotary_only_if_asked_for_are_stretched() -> None:
-    config: Any = AutoConfig.for_model("zamba2", use_mem_rope=True, max_position_embeddings=512)
-    stretch(config, "linear", 1024)
-    assert context(config) == 1024
+    shape: Any = AutoConfig.for_model("zamba2", use_mem_rope=True, max_position_embeddings=512)
+    stretch(shape, "linear", 1024)
+    assert context(shape) == 1024
 
 
 def test_answers_need_to_know_how_far(tiny_model: Path) -> None:
