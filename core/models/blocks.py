@@ -17,6 +17,7 @@ from core.errors import InputError
 from core.models import damage
 from core.models.copies import share
 from core.models.loading import UNUSABLE
+from core.models.longer import NEVER, unfit
 from core.models.shapes import LAST, fresh, order
 from core.models.vocabulary import some_tokens
 
@@ -66,6 +67,8 @@ def lengthen(model: PreTrainedModel, count: int) -> set[str]:
     before = len(stack)
     if count > before:
         raise InputError("expand.blocks", "tuner.expand.blocks", given=count, count=before)
+    if model.config.model_type in NEVER:
+        raise unfit(model.config.model_type)
     places = order(before, count)
     for place in fresh(places):
         stack.insert(place, _passing(stack[place - 1]))
@@ -78,11 +81,6 @@ def lengthen(model: PreTrainedModel, count: int) -> set[str]:
     if not alike:
         raise unfit(model.config.model_type)
     return {f"{name}.{place}.{own}" for place in fresh(places) for own, _ in stack[place].named_parameters()}
-
-
-def unfit(model_type: str) -> InputError:
-    """Return the error for a model between whose blocks there is no place for more."""
-    return InputError("expand.unfit", "tuner", model=model_type)
 
 
 def _passing(block: torch.nn.Module) -> torch.nn.Module:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, LiteralString
 
 from core.errors import InputError
+from core.models import longer
 from core.models.shapes import Shapes, fresh, grown, order
 from core.schema import knob
 from core.tuners import Rows, Tuner, learn, save_whole
@@ -36,6 +37,10 @@ class Expand(Tuner):
     def learns(self, shapes: Shapes, tokens: int = 0) -> dict[str, tuple[int, ...]]:
         places = order(len(shapes.blocks) - self.blocks, self.blocks)  # they have grown already
         return {name: shape for place in fresh(places) for name, shape in shapes.blocks[place].items()}
+
+    def check(self, shapes: Shapes) -> None:
+        super().check(shapes)
+        longer.check(shapes, self.blocks)
 
     def check_made(self, made: PreTrainedModel) -> None:
         from core.models.blocks import lengthen

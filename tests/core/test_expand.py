@@ -13,9 +13,13 @@ from transformers import AutoModelForCausalLM
 from core import config
 from core.errors import InputError
 from core.models.blocks import blocks, expand
+from core.models.inspect import of_text
+from core.models.longer import FIRST, NEVER
+from core.models.shapes import WHOLE_TYPE, Shapes
 from core.tuners.expand import Expand
 from tests.core import tiny
 from tests.core.helpers import train, weights
+from tests.core.test_memory import shapes_of
 
 
 def logits(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -72,6 +76,48 @@ def test_types_whose_config_could_not_tell_are_refused(model_type: str) -> None:
     with pytest.raises(InputError) as caught:
         expand(tiny.tiny_model(model_type), 2)
     assert (caught.value.code, caught.value.place) == ("expand.unfit", "tuner")
+
+
+def made(model_type: str, layers: int, **more: Any) -> Any:
+    shape: Any = tiny.tiny_config(model_type)
+    text = shape.get_text_config()
+    if model_type not in NEVER:
+        told = {"num_hidden_layers": layers, "layer_types": (text.to_dict().get("layer_types") or [])[:1] * layers}
+        for key, value in (told | more).items():
+            if value:
+                setattr(text, key, value)
+    auto = next(auto for auto, names in tiny.AUTO if model_type in names)
+    return auto.from_config(shape)
+
+
+CONFIGS: dict[str, list[dict[str, Any]]] = {
+    "llama": [{}], "gemma4": [{}, {"hidden_size_per_layer_input": 0}],
+    **{kind: [{key: number} for number in (1, 2, 4)] for kind, key in FIRST.items()},
+    "bamba": [{"attn_layer_indices": numbers} for numbers in ([1], [0, 3])],
+    "jamba": [{"attn_layer_period": 4, "attn_layer_offset": 2, "expert_layer_period": 2, "expert_layer_offset": 1},
+              {"attn_layer_period": 9, "attn_layer_offset": 1, "expert_layer_period": 9, "expert_layer_offset": 8}],
+    **{kind: [{}] for kind in NEVER},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model_type", CONFIGS)
+def test_files_tell_what_the_model_does(model_type: str, tmp_path: Path) -> None:
+    for more in CONFIGS[model_type]:
+        found = shapes_of(made(model_type, 4, **more), tmp_path / "files")
+        shapes = Shapes(found.tensors, of_text(dict(found.config)) | {WHOLE_TYPE: model_type})
+        for count in range(1, len(shapes.blocks) + 1):
+            codes = []
+            for ask in (
+                lambda: expand(made(model_type, 4, **more), count),  # noqa: B023
+                lambda: Expand(blocks=count).check(shapes),  # noqa: B023
+            ):
+                try:
+                    ask()
+                    codes.append("")
+                except InputError as error:
+                    codes.append(error.code)
+                    assert error.place == "tuner"
+            assert codes[0] == codes[1], (more, count)
 
 
 def test_more_blocks_than_there_are_are_refused() -> None:
