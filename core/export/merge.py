@@ -24,7 +24,7 @@ from core.config import Export
 from core.errors import InputError, Stopped
 from core.export.card import exported
 from core.export.target import target
-from core.models import copies, damage, foreign, rope
+from core.models import copies, damage, foreign, rope, value_head
 from core.models.adapters import load_adapter, tokenizer_of
 from core.models.device import DTYPES
 from core.models.inspect import inspect
@@ -85,6 +85,7 @@ def _write_and_compare(job: Export, source: Source, aside: Path, context: Contex
     model, tokenizer = load(exact, context.workspace, job.hardware)
     if source.adapter:
         tokenizer = tokenizer_of(source.adapter, model, tokenizer, "source")
+    head = _head(source.adapter or Path(source.model.path), model)
     probe_B_T = _probe(model)
     _phase(context, "merge")
     model, before = _merge(model, source.adapter, probe_B_T)
@@ -94,6 +95,8 @@ def _write_and_compare(job: Export, source: Source, aside: Path, context: Contex
     _phase(context, "write")
     parameters = model.num_parameters()
     _write(model, tokenizer, source.dtype, aside, job.shard_gb)
+    if head:
+        value_head.save(head, aside)
     code = foreign.keep(model, aside)
     del model
     gc.collect()  # two copies of a large model may not fit beside each other
@@ -132,6 +135,11 @@ def _source(job: Export, context: Context) -> Source:
         facts = inspect(model_folder(model, context.workspace))
     dtype = DTYPES.get(job.model.precision) or STORED.get(facts.dtype, torch.float32)
     return Source(model, adapter, dtype, facts.parameters * dtype.itemsize)
+
+
+def _head(folder: Path, model: PreTrainedModel) -> value_head.ValueHead | None:
+    """Return the value head beside what is exported, if there is one: without it, a reward model gives no number."""
+    return value_head.load(model, folder, "source") if any(folder.glob(f"{value_head.NAME}.*")) else None
 
 
 def _check_space(folder: Path, needed: int) -> None:

@@ -8,13 +8,16 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from core import judges
 from core.config import dump, resolve
 from core.errors import InputError, Stopped
 from core.export import merge
 from core.export.merge import export
+from core.models import value_head
 from core.models.inspect import inspect
 from core.models.loading import load_model
 from core.sections import Hardware, Model
+from core.workspace import tuned
 from tests.core.models_fixtures import ASK, context, make_adapter, make_model, told
 from tests.core.tiny import tiny_model
 
@@ -89,6 +92,39 @@ def test_whole_model_is_copied_in_shards(room, tmp_path):
     assert len(list((tmp_path / "out" / "copy").glob("*.safetensors"))) > 1
     copy, whole = (AutoModelForCausalLM.from_pretrained(f) for f in (tmp_path / "out" / "copy", room / "whole"))
     assert torch.equal(logits(copy), logits(whole)) and metrics["difference"] == 0
+
+
+def rewards(model, head):
+    with value_head.reading(model, head, alone=True), torch.inference_mode():
+        return model.eval()(torch.arange(60).view(2, 30))["value"]
+
+
+@pytest.mark.parametrize("judge", ["adapter", "whole model"])
+def test_an_exported_reward_model_gives_the_numbers_that_it_gave(room, judge):
+    folder = room / f"judge {judge}"
+    if judge == "adapter":
+        make_adapter(folder, room / "base", seed=5)
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(room / "base"), folder)
+    else:
+        make_model(folder, seed=5)
+        model = AutoModelForCausalLM.from_pretrained(folder)
+    head = value_head.ValueHead(value_head.width(model))
+    value_head.save(head, folder)
+    with context(room, f"exported-{judge[:5]}") as at:
+        export(job(folder.name), at)
+    out = tuned(at.folder.name, room)
+    judges.check(at.folder.name, out, resolve({"data": {"train": ["pets"]}}), room / "base", "stage.ppo.reward.judge")
+    again = load_model(Model(path=str(out), precision="fp32"), room, CPU)
+    assert torch.allclose(rewards(again, value_head.load(again, out)), rewards(model, head), atol=1e-4)
+
+
+def test_a_value_head_that_is_no_safetensors_is_told_before_anything_is_written(room, tmp_path):
+    folder = make_adapter(room / "odd judge", room / "base")
+    (folder / "value_head.bin").write_bytes(b"pickle")
+    with context(room, "odd-out") as at, pytest.raises(InputError) as caught:
+        export(job(folder.name, folder=str(tmp_path / "out")), at)
+    assert (caught.value.code, caught.value.place) == ("value_head.unsafe", "source")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_wrong_export_is_refused_and_leaves_nothing(room, tmp_path, monkeypatch):
