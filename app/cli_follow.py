@@ -56,6 +56,8 @@ def _onward(view: View) -> str:
     if view.status != "nan" or left or not isinstance(job, config.Run):
         return say("resume", run=view.name)
     settings = shlex.quote(str(view.folder / "run.yaml"))
+    if (view.state.error or {}).get("code") == "loss.never_finite":  # whatever the rate is
+        return say("mended", settings=settings)
     return say("anew", settings=settings, rate=f"{job.optimizer.learning_rate / 10:g}")
 
 

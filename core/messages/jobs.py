@@ -150,6 +150,7 @@ JOBS: dict[str, str] = {
     "memory.host_fixes": "The machine has no memory left. The cheapest changes that make it fit: {fixes}",
     "memory.killed_fixes": "The system killed the run, most likely for want of memory (peak {peak}). The cheapest changes that make it fit: {fixes}",
     "loss.not_finite": "The loss was not a finite number {count} times in a row, up to step {step}. Lower the learning rate or look for broken rows, then resume from the last good checkpoint, if one was written.",
+    "loss.never_finite": "The loss or its gradient was not a finite number from the first step on, {count} times in a row, before anything was learned: no other learning rate helps. Look for broken rows, compute in fp32 (model.precision), or choose another model.",
     "loss.zero": "The loss was exactly 0 in each of the first {count} steps, so nothing can be learned. Look at what is marked as learned (tuneboard data render), and at the answers.",
     "run.stalled": "No step was done for {seconds} s after step {step}; one usually takes {usual} s. console.log says where every thread waits. If it does not go on, stop the run and resume it.",
     # what the curves say

@@ -147,7 +147,7 @@ def _train(trainer: Ordered, watch: Watch, store: Store, found: tuple[Path, int]
     step = trainer.state.global_step
     if watch.broken:
         damage.find(cast(PreTrainedModel, trainer.model))
-        raise NotFinite("loss.not_finite", count=watch.broken, step=step)
+        raise NotFinite("loss.not_finite" if watch.moved else "loss.never_finite", count=watch.broken, step=step)
     if step < total and not watch.best.over:
         raise Stopped("run.stopped", step=step, total=total)
     return step

@@ -43,6 +43,8 @@ class Watch(TrainerCallback, ExportableState):
         """Of the same steps, what the stage tells beside its loss."""
         self.broken = 0
         """Steps in a row whose loss or gradient was not finite."""
+        self.moved = found is not None or not zero_tells
+        """Whether anything can have been learned: what is drawn is learned from several times in the first step."""
         self.zeros = 0
         """Steps whose loss was exactly 0."""
         self.tokens = 0
@@ -112,6 +114,7 @@ class Watch(TrainerCallback, ExportableState):
         # fp16 finds its scale by overflowing: such a step is skipped and harms nothing
         finite = math.isfinite(logs["loss"]) and (skipped or math.isfinite(logs.get("grad_norm", 0.0)))
         self.broken = 0 if finite else self.broken + 1
+        self.moved |= finite and not skipped and logs["learning_rate"] > 0
         if self.broken:
             control.should_save = False
         if self.broken >= self.training.nan_patience:

@@ -49,3 +49,13 @@ def test_a_run_that_broke_before_its_first_checkpoint_is_to_be_begun_anew(
     told = capsys.readouterr().err
     assert ("tuneboard runs resume ended" in told) != anew
     assert (f"tuneboard train {folder / 'run.yaml'} optimizer.learning_rate=0.05" in told) == anew
+
+
+def test_no_other_learning_rate_is_advised_where_none_can_help(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    params = {"count": 3, "step": 3}
+    folder = ended(tmp_path, "nan", {"type_": "error", "code": "loss.never_finite", "place": "", "params": params})
+    finish(folder, detach=False, answer=Answer(as_json=False))
+    told = capsys.readouterr().err
+    assert f"tuneboard train {folder / 'run.yaml'}" in told and "optimizer.learning_rate" not in told

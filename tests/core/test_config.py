@@ -62,6 +62,11 @@ WRONG = {
         "optimizer.adamw.learning_rate",
         "config.finite_number",
     ),
+    "learning rate of 0": (
+        {"optimizer": {"kind": "lomo", "learning_rate": 0}},
+        "optimizer.lomo.learning_rate",
+        "config.greater_than",
+    ),
     "negative learning rate": (
         {"optimizer": {"learning_rate": -1}},
         "optimizer.adamw.learning_rate",

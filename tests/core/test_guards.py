@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 import subprocess
 import sys
@@ -72,11 +73,28 @@ def test_a_loss_of_0_from_the_first_step_on_is_refused(tmp_path: Path, losses: l
         seen: list[int] = []
         try:
             for step, loss in enumerate(losses, 1):
-                watch._guard({"loss": loss}, SimpleNamespace(global_step=step), control, skipped=False)
+                logs = {"loss": loss, "learning_rate": 1e-4}
+                watch._guard(logs, SimpleNamespace(global_step=step), control, skipped=False)
                 seen.append(step)
         except InputError as error:
             assert (error.code, error.params) == ("loss.zero", {"count": 3})
     assert (len(seen) < len(losses)) == refused
+
+
+@pytest.mark.parametrize(("steps", "moved"), [
+    ([(math.nan, 0.0), (math.nan, 1e-4)], False), ([(1.0, 0.0), (math.nan, 1e-4)], False),
+    ([(1.0, 0.0), (1.0, 1e-4), (math.nan, 2e-4)], True),
+])  # fmt: skip
+def test_a_learning_rate_is_blamed_for_a_loss_that_broke_only_once_weights_were_moved_by_it(
+    tmp_path: Path, steps: list[tuple[float, float]], moved: bool
+) -> None:
+    control: Any = SimpleNamespace(should_save=False, should_training_stop=False)
+    with context(tmp_path) as job:
+        watch = Watch(job, config.run().training, *[Any] * 3, None, zero_tells=True)
+        for step, (loss, rate) in enumerate(steps, 1):
+            logs = {"loss": loss, "learning_rate": rate}
+            watch._guard(logs, SimpleNamespace(global_step=step), control, skipped=False)
+    assert watch.broken and watch.moved == moved
 
 
 TOO_LARGE = ["data.cutoff=65536", "training.batch_size=64", "tuner.kind=full"]

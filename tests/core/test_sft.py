@@ -169,7 +169,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(
                       f"watching.best={best}")  # fmt: skip
     with pytest.raises(NotFinite) as caught:
         train(folder)
-    assert caught.value.params == {"count": 3, "step": 3}
+    assert (caught.value.code, caught.value.params) == ("loss.never_finite", {"count": 3, "step": 3})
     assert of_type(folder, "step")[-1]["loss"] is None and not of_type(folder, "saved")
     assert not list((folder / "checkpoints").glob("*")) and not (folder / "adapter").exists()
     folder = make_run("nan at the end", f"model.path={poisoned}", "training.max_steps=2")
