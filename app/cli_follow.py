@@ -52,9 +52,9 @@ def finish(folder: Path, detach: bool, answer: Answer) -> View:
 
 def _onward(view: View) -> str:
     """Return how to go on with a run that has ended early; one that broke before its first checkpoint would again."""
-    job, left = jobs.settings(view.folder), any((view.folder / "checkpoints").glob("checkpoint-*"))
-    if view.status != "nan" or left or not isinstance(job, config.Run):
-        return say("resume", run=view.name)
+    job = jobs.settings(view.folder)
+    if view.status != "nan" or view.resumable or not isinstance(job, config.Run):
+        return say("resume" if view.resumable else "restart", run=view.name)
     settings = shlex.quote(str(view.folder / "run.yaml"))
     if (view.state.error or {}).get("code") == "loss.never_finite":  # whatever the rate is
         return say("mended", settings=settings)

@@ -52,7 +52,7 @@ class Live:
             )
             with gr.Row(elem_classes=["tb-actions", "tb-run-actions"]):
                 self.stop = gr.Button(visible=False, elem_id="tb-stop")
-                self.resume = page.say(gr.Button(visible=False, elem_id="tb-resume"), value="ui.live.resume")
+                self.resume = gr.Button(visible=False, elem_id="tb-resume")
                 self.chat = page.say(gr.Button(visible=False, elem_id="tb-next-chat"), value="ui.live.chat")
                 self.evaluate = page.say(gr.Button(visible=False, elem_id="tb-next-evaluate"), value="ui.live.evaluate")
                 self.export = page.say(gr.Button(visible=False, elem_id="tb-next-export"), value="ui.live.export")
@@ -120,10 +120,11 @@ class Live:
     def _buttons(self, language: str, view: View) -> list[Any]:
         trains = view.state.job in ("", "train")
         saved = trains and any(event.get("what") in ("adapter", "model") for event in view.state.saved)
+        onward = show.onward(view)
         label = tr(language, "ui.live.stop_now" if view.status == "stopping" else "ui.live.stop")
         return [
             gr.update(visible=view.active, value=label),
-            gr.update(visible=trains and view.status in runs.RESUMABLE, variant="primary"),
+            gr.update(visible=bool(onward), value=tr(language, onward), variant="primary"),
             *[gr.update(visible=saved and not view.active)] * 3,
             gr.update(visible=trains),
         ]

@@ -13,7 +13,7 @@ from babel.dates import format_timedelta
 from app.chart import Curve, chart, small, thin
 from app.i18n import ABSENT, duration, known, message, number, size, tr
 from core.errors import Problem
-from core.runs import View
+from core.runs import RESUMABLE, View
 
 LOOKS = {
     "queued": "queued", "starting": "running", "running": "running", "stopping": "running", "done": "done",
@@ -107,11 +107,27 @@ def problem(view: View) -> Problem | None:
         return Problem(event["code"], event.get("place", ""), event.get("params", {}))
     if view.status == "out_of_memory":
         return Problem("end.killed_memory", "", {"peak": size("en", view.exit.get("peak_bytes", 0))})
+    early = "" if view.resumable else "_early"
+    if view.status == "killed" and "processes" in view.exit:  # the first of several, else another would have told
+        facts = {"rank": view.exit.get("rank"), "size": view.exit["processes"]}
+        return Problem(f"rank.died{early}", "", facts | {"signal": view.exit.get("signal")})
     if view.status == "killed":
-        return Problem("end.killed", "", {"signal": view.exit.get("signal")})
+        return Problem(f"end.killed{early}", "", {"signal": view.exit.get("signal")})
     if view.status == "lost":
-        return Problem("end.lost")
+        return Problem(f"end.lost{early}")
     return Problem("engine.failed", "", {"what": f"exit status {view.exit.get('status')}"})
+
+
+def onward(view: View) -> str:
+    """Return the key of the word on the button that goes on with a training run; "" where there is none.
+
+    Without a checkpoint it begins anew, and one whose loss broke before the first would break again.
+    """
+    if view.state.job not in ("", "train") or view.status not in RESUMABLE:
+        return ""
+    if view.resumable:
+        return "ui.live.resume"
+    return "" if view.status == "nan" else "ui.live.restart"
 
 
 def notes(language: str, view: View) -> str:

@@ -67,6 +67,11 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
 
 
+def has_checkpoint(run: Path) -> bool:
+    """Say whether the folder of a run has a checkpoint to go on from."""
+    return any((run / "checkpoints").glob("checkpoint-*"))
+
+
 def publish(place: Path, folder: Path) -> None:
     """Rename a flushed folder and make the new name last through a crash of the machine."""
     place.rename(folder)

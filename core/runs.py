@@ -25,7 +25,7 @@ import psutil
 from core import config, events
 from core.errors import InputError
 from core.events import RunState
-from core.files import DISK_FULL, hold, read_json
+from core.files import DISK_FULL, has_checkpoint, hold, read_json
 from core.models import consent
 from core.models.room import chosen, devices
 from core.supervisor import LOCK, PROCESS, QUEUED, deferring, sign_in
@@ -55,6 +55,11 @@ class View:
     @property
     def active(self) -> bool:
         return self.status in ACTIVE
+
+    @property
+    def resumable(self) -> bool:
+        """Whether it has ended early, with a checkpoint to go on from."""
+        return self.status in RESUMABLE and has_checkpoint(self.folder)
 
     @property
     def position(self) -> int:

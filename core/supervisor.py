@@ -105,7 +105,7 @@ class Supervisor:
         seconds = round(time.monotonic() - self.began, 3)
         how = {"status": status, "signal": signal_, "cause": cause}
         if first and self.crew.plan.size > 1:
-            how["rank"] = self.crew.plan.rank(number)
+            how |= {"rank": self.crew.plan.rank(number), "processes": self.crew.plan.size}
         return how | {"seconds": seconds, "peak_bytes": peak, "ended": time.time()}
 
     def _beat(self, count: int) -> None:

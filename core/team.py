@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.crew import FIRST, MEETING
 from core.errors import InputError, Problem, TuneboardError
+from core.files import has_checkpoint
 
 if TYPE_CHECKING:
     from core.sections import Hardware
@@ -149,7 +150,8 @@ class Team:
             return error
         rank, status = word["rank"], word["status"]
         if status < 0:
-            return TuneboardError("rank.died", rank=rank, size=self.size, signal=-status)
+            code = "rank.died" if has_checkpoint(folder) else "rank.died_early"
+            return TuneboardError(code, rank=rank, size=self.size, signal=-status)
         told = _read(folder / MEETING / f"{rank}.json")
         if not told:
             return TuneboardError("rank.failed", rank=rank, size=self.size, status=status)

@@ -81,7 +81,7 @@ def _bar(page: Page) -> tuple[gr.HTML, list[gr.Button]]:
         title = gr.HTML(elem_id="tb-runs-chosen")
         opened = page.say(gr.Button(elem_id="tb-runs-open", size="sm"), value="ui.runs.open")
         stop = page.say(gr.Button(elem_id="tb-runs-stop", size="sm", visible=False), value="ui.live.stop")
-        resume = page.say(gr.Button(elem_id="tb-runs-resume", size="sm", visible=False), value="ui.live.resume")
+        resume = gr.Button(elem_id="tb-runs-resume", size="sm", visible=False)
         enqueue = page.say(gr.Button(elem_id="tb-runs-enqueue", size="sm", visible=False), value="ui.train.enqueue")
         clone = page.say(gr.Button(elem_id="tb-runs-clone", size="sm", visible=False), value="ui.live.clone")
         delete = gr.Button(elem_id="tb-runs-delete", size="sm", variant="stop", visible=False)
@@ -111,7 +111,7 @@ class _Listing:
         seen, waiting = self.waiting.look(language)
         now = _Told(_table(self.page, language, folders, name), seen, panel(self.page, language, name))
         title = f"<h2>{escape(name)}</h2>" if name else ""
-        listing = [now.table, gr.update(visible=not names), title, *self._bar(name)]
+        listing = [now.table, gr.update(visible=not names), title, *self._bar(language, name)]
         return [
             *(listing if now.table != before.table else [gr.skip()] * len(listing)),
             *(waiting if now.queue != before.queue else [gr.skip()] * len(waiting)),
@@ -120,17 +120,17 @@ class _Listing:
             now if now != before else gr.skip(),
         ]
 
-    def _bar(self, name: str) -> list[Any]:
+    def _bar(self, language: str, name: str) -> list[Any]:
         try:
             folder = runs.find(name, self.page.workspace)
         except InputError:
             return [gr.update(visible=False)] * 6
         with self.page.watch.view(folder) as view:
-            trains = view.state.job in ("", "train")
+            trains, onward = view.state.job in ("", "train"), show.onward(view)
             return [
                 gr.update(visible=True),
                 gr.update(visible=view.active),
-                gr.update(visible=trains and view.status in runs.RESUMABLE),
+                gr.update(visible=bool(onward), value=tr(language, onward)),
                 gr.update(visible=trains and view.status in {*runs.RESUMABLE, "new"}),
                 gr.update(visible=trains),
                 gr.update(visible=not view.active),

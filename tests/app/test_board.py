@@ -14,7 +14,9 @@ from app import board
 from app.lean import gr
 from app.live import Live, Seen
 from app.page import Page
+from app.queue_panel import QueuePanel
 from app.show import CONTROL, head, log_tail
+from app.tabs.runs import _Listing
 from core import config, runs
 from core.errors import InputError
 from core.events import Writer
@@ -212,6 +214,35 @@ def test_a_bad_end_says_what_to_do(tmp_path, status):
     write_json(folder / "exit.json", {"status": 1, "signal": 9, "cause": status, "ended": 1.0, "peak_bytes": 5})
     html = head("en", runs.look(folder))
     assert 'role="alert"' in html and "tb-chip-" in html
+
+
+SEVERAL = {"signal": 9, "cause": "killed", "rank": 0, "processes": 2}
+
+
+@pytest.mark.parametrize(
+    ("kept", "ended", "told", "button"),
+    [
+        (False, {"signal": 9, "cause": "killed"}, "no checkpoint", "Start again"),
+        (True, {"signal": 9, "cause": "killed"}, "last checkpoint is whole", "Resume"),
+        (False, SEVERAL, "Process 0 of 2 (counted from 0) was killed by signal 9", "Start again"),
+        (True, SEVERAL, "last checkpoint is whole", "Resume"),
+        (False, {"cause": "lost"}, "no checkpoint", "Start again"),
+        (False, {"cause": "nan"}, "", ""),
+        (True, {"cause": "nan"}, "", "Resume"),
+    ],
+)
+def test_no_checkpoint_is_promised_where_there_is_none(live, tmp_path, kept, ended, told, button):
+    folder = make_run(tmp_path)
+    write_json(folder / "exit.json", {"status": 1, "ended": 1.0} | ended)
+    if kept:
+        (folder / "checkpoints" / "checkpoint-4").mkdir(parents=True)
+    found = dict(zip(map(id, live.outputs), live.tick("one", "en", Seen()), strict=True))
+    html, onward = found[id(live.head)], found[id(live.resume)]
+    assert told in html and ("checkpoint is whole" in html) <= kept
+    assert (onward["visible"], onward["value"]) == (bool(button), button)
+    with gr.Blocks():
+        listing = _Listing(live.page, QueuePanel(live.page))
+        assert listing._bar("en", "one")[2]["value"] == button
 
 
 def test_the_command_tells_its_link_as_one_json_object(tmp_path):

@@ -47,7 +47,7 @@ def test_a_run_that_broke_before_its_first_checkpoint_is_to_be_begun_anew(
         (folder / "checkpoints" / "checkpoint-2").mkdir(parents=True)
     finish(folder, detach=False, answer=Answer(as_json=False))
     told = capsys.readouterr().err
-    assert ("tuneboard runs resume ended" in told) != anew
+    assert ("tuneboard runs resume ended" in told) != anew and ("Go on with" in told) == checkpoint
     assert (f"tuneboard train {folder / 'run.yaml'} optimizer.learning_rate=0.05" in told) == anew
 
 

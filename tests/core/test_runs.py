@@ -12,10 +12,11 @@ import psutil
 import pytest
 
 from core import config, runs, supervisor
-from core.crew import FIRST, Crew, Plan
-from core.errors import InputError
+from core.crew import FIRST, MEETING, Crew, Plan
+from core.errors import InputError, TuneboardError
 from core.events import Writer
 from core.files import RESERVE, hold, write_json
+from core.team import Team
 from core.workspace import jailed, locate, tuned
 from tests.conftest import ROOT
 from tests.core.helpers import of_type
@@ -67,6 +68,15 @@ def test_states_follow_from_the_folder(tmp_path):
     assert runs.look(folder).status == "stopped"
     write_json(folder / runs.EXIT, {"cause": "nan", "status": 13})
     assert runs.look(folder).status == "nan"
+
+
+@pytest.mark.parametrize(("kept", "code"), [(False, "rank.died_early"), (True, "rank.died")])
+def test_who_died_among_several_is_told_with_whether_there_is_something_to_go_on_from(tmp_path, kept, code):
+    write_json(tmp_path / MEETING / FIRST, {"rank": 0, "status": -9})
+    if kept:
+        (tmp_path / "checkpoints" / "checkpoint-4").mkdir(parents=True)
+    error = Team(rank=1, size=2).blame(tmp_path, TuneboardError("engine.failed", what="Connection closed by peer"))
+    assert (error.code, error.params) == (code, {"rank": 0, "size": 2, "signal": 9})
 
 
 def test_an_end_of_an_earlier_life_does_not_count(tmp_path):
