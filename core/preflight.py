@@ -97,8 +97,7 @@ def check_packages(job: Job) -> None:
         job.optimizer.check(_device(job))
         if job.training.liger:
             liger.check(_device(job))
-        if job.launcher.package:
-            check_here(job.launcher.package, "launcher")
+        job.launcher.check(_device(job))
         for package in job.watching.report_to:
             check_here(package, "watching.report_to")
 

@@ -48,6 +48,13 @@ class Launcher(Spec):
         """Return what the supervisor is told of the processes to start: the fields of crew.Plan."""
         return {}
 
+    def check(self, device: str) -> None:
+        """Raise InputError for what this machine lacks; device: "cpu", "cuda" or "mps"."""
+        from core.models.packages import check_here
+
+        if self.package:
+            check_here(self.package, "launcher")
+
     def against(self, run: Run) -> Against | None:
         """Return what stands against the other settings of a run; None where nothing does."""
         return ("launcher.one", "hardware.devices") if len(run.hardware.devices) > 1 else None

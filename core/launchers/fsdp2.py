@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from core.errors import InputError
 from core.launchers import Against, Several
 from core.schema import knob
 
@@ -39,6 +40,10 @@ class Fsdp2(Several):
             "state_dict_type": "FULL_STATE_DICT",
         }
         return {"fsdp": True, "fsdp_config": config}
+
+    def check(self, device: str) -> None:
+        if device != "cuda":
+            raise InputError("launcher.gpus", "launcher")
 
     def against(self, run: Run) -> Against | None:
         if run.hardware.device == "cpu":

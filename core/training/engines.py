@@ -12,7 +12,6 @@ from accelerate.utils import DistributedType
 from peft import PeftModel
 from torch.serialization import add_safe_globals
 
-from core.errors import InputError
 from core.launchers.deepspeed import DeepSpeed
 from core.launchers.fsdp2 import Fsdp2
 from core.models import moe
@@ -28,8 +27,7 @@ every later run waits for without an end."""
 def prepare(run: Run, model: Any) -> None:
     """Make ready what divides the model. Raises InputError where it can't be done here."""
     launcher, device = run.launcher, pick_device(run.hardware)
-    if isinstance(launcher, Fsdp2) and device.type != "cuda":
-        raise InputError("launcher.gpus", "launcher", device=device.type)
+    launcher.check(device.type)
     if not any(launcher.divides):
         return
     AcceleratorState._reset_state(reset_partial_state=True)

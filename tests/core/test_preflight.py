@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from core import config, preflight, runs
 from core.errors import InputError
+from core.models import room
 from core.models.room import _smi
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -121,6 +122,16 @@ def test_a_good_run_and_a_hub_model_pass(broken):
     preflight.check(config.resolve(GOOD, flex), broken)
     flex["hardware"] = {"device": "cpu"}
     preflight.check(config.resolve(flex, job="serving"), broken)  # it answers there, though it can't learn
+
+
+def test_processes_that_need_gpus_are_refused_before_they_start(broken, monkeypatch):
+    divided = {"launcher": {"kind": "fsdp2", "processes": 2}, "hardware": {"device": "auto"}}
+    monkeypatch.setattr(room, "gpus", list)
+    with pytest.raises(InputError) as raised:
+        preflight.check(config.resolve(GOOD, divided), broken)
+    assert (raised.value.place, raised.value.code) == ("launcher", "launcher.gpus")
+    monkeypatch.setattr(room, "gpus", lambda: [(0.0, 0.0, 80_000.0, 30.0)] * 2)
+    preflight.check(config.resolve(GOOD, divided), broken)
 
 
 def test_a_device_that_is_found_is_looked_at(broken, monkeypatch):
