@@ -11,7 +11,7 @@ from rich.table import Table
 from app import i18n, jobs, show
 from app.cli_follow import phase, problems, result, status, took
 from app.cli_speak import Answer, language, note, number, out, plain, say, text
-from core import runs
+from core import queue, runs
 from core.errors import InputError
 from core.runs import View
 
@@ -35,6 +35,8 @@ def list_(workspace: Path, answer: Answer) -> None:
     for view in views:
         table.add_row(*_cells(view), style=COLOURS.get(view.status))
     answer.show(table)
+    if queue.asleep(workspace):
+        note(say("runs.asleep"), style="yellow")
 
 
 def show_(folder: Path, answer: Answer) -> None:

@@ -28,6 +28,7 @@ from core.schema import Spec
 from core.supervisor import QUEUED, TAKEN, signature, take
 
 STATE = ".tuneboard"
+WORKER = "queue.process.json"
 SECONDS = 0.5
 """Between two looks whether a device is free."""
 FAILED = runs.RESUMABLE - {"stopped"}
@@ -130,7 +131,7 @@ def wake(workspace: Path) -> None:
         return
     state = _state(workspace)
     with (state / "queue.log").open("ab") as log:
-        subprocess.Popen(
+        child = subprocess.Popen(
             [sys.executable, "-m", "core.queue", str(workspace)],
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -139,12 +140,15 @@ def wake(workspace: Path) -> None:
             cwd=workspace,
             env={key: value for key, value in runs.environment().items() if key != consent.FLAG},
         )
+    if runs.living(state / WORKER) is None:  # it is at work before it can say so itself
+        with suppress(OSError):
+            write_json(state / WORKER, signature(child.pid))
 
 
 def asleep(workspace: Path) -> bool:
     """Say whether runs wait that nobody will start: the process that works was killed."""
     waits = bool(runs.waiting(workspace)) and not rules(workspace).paused
-    return waits and runs.living(workspace / STATE / "queue.process.json") is None
+    return waits and runs.living(workspace / STATE / WORKER) is None
 
 
 def work(workspace: Path) -> None:
@@ -155,7 +159,7 @@ def work(workspace: Path) -> None:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return
-            write_json(workspace / STATE / "queue.process.json", signature(os.getpid()))
+            write_json(workspace / STATE / WORKER, signature(os.getpid()))
             while _due(workspace):
                 advance(workspace)
                 time.sleep(SECONDS)

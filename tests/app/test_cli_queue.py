@@ -58,6 +58,21 @@ def test_a_sweep_is_made_listed_moved_and_dropped(paused: Path) -> None:
     assert "tuner.rank" in printed and "lr-4" in printed
 
 
+def test_runs_that_wait_for_a_dead_process_are_told_with_what_wakes_it(paused: Path) -> None:
+    assert ask("train", "name=one", "--queue", "-w", paused).exit_code == 0
+    assert "nobody starts them" not in ask("runs", "-w", paused).stderr  # nobody shall
+    queue._rule(paused, paused=False)
+    done = ask("runs", "-w", paused)
+    assert "nobody starts them" in done.stderr and "tuneboard queue" in done.stderr and "one" in done.stdout
+    assert "некому" in ask("runs", "-w", paused, language="ru_RU.UTF-8").stderr
+    with queue.edited(paused):  # so that it starts nothing meanwhile
+        queue.wake(paused)
+        assert "nobody starts them" not in ask("runs", "-w", paused).stderr  # though it has only just been woken
+        process = runs.living(paused / queue.STATE / queue.WORKER)
+        assert process
+        process.kill()
+
+
 def test_rules_are_set_and_told(paused: Path) -> None:
     found = told("queue", "--on-error", "stop", "--at-once", 3, "-w", paused)
     assert (found["on_error"], found["at_once"], found["paused"]) == ("stop", 3, True)
