@@ -14,6 +14,7 @@ from app import jobs, show
 from app.cli_follow import status
 from app.cli_options import Json, Place, RemoteCode, option, room
 from app.cli_speak import Answer, answering, language, note, number, say
+from app.i18n import tr
 from core import config, queue, runs, slots, sweep
 from core.errors import InputError
 
@@ -86,8 +87,8 @@ def table(name: str, workspace: Path, answer: Answer) -> None:
     shown.add_column(say("runs.name"))
     for key in (keys := list(rows[0].values)):
         shown.add_column(key, justify="right", no_wrap=True)
-    for head in ("state", "step", "loss"):
-        shown.add_column(say(f"runs.{head}"), justify="left" if head == "state" else "right", no_wrap=True)
+    for head in (say("runs.state"), say("runs.step"), tr(language(), "ui.sweep.loss_smooth")):
+        shown.add_column(head, justify="left" if head == say("runs.state") else "right", no_wrap=True)
     best = rows[0].measure
     shown.add_column(show.metric(language(), best) if best else say("runs.best"), justify="right", no_wrap=True)
     for row in rows:

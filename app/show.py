@@ -94,9 +94,8 @@ def phase(language: str, view: View) -> str:
 
 
 def last_loss(view: View) -> float | None:
-    """Return the last loss of the training, smoothed."""
-    curve = view.state.curves["smooth"]
-    return curve.bins[-1][1] if curve.bins else None
+    """Return the loss of the training that was told last, as it is; None where there is none, or it was no number."""
+    return view.state.last.get("loss")
 
 
 def problem(view: View) -> Problem | None:

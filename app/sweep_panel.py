@@ -46,7 +46,7 @@ def _table(language: str, rows: list[sweep.Row], styles: dict[str, str], chosen:
     heads = [tr(language, "ui.runs.run"), *(label(language, key) for key in keys)]
     best = rows[0].measure
     heads += [show.metric(language, best) if best else tr(language, "ui.sweep.best")]
-    heads += [tr(language, f"ui.sweep.{key}") for key in ("loss", "step", "status")]
+    heads += [tr(language, f"ui.sweep.{key}") for key in ("loss_smooth", "step", "status")]
     last = len(heads) - 1
     top = "".join(f"<th{' class=tb-number' if 0 < i < last else ''}>{escape(h)}</th>" for i, h in enumerate(heads))
     lines = ""

@@ -55,7 +55,7 @@ def test_a_sweep_is_made_listed_moved_and_dropped(paused: Path) -> None:
     table = told("runs", "sweep", "lr-2", *place)
     assert table["sweep"] == "lr" and [row["number"] for row in table["runs"]] == [1, 2, 3, 4]
     printed = ask("runs", "sweep", "lr", *place).stdout
-    assert "tuner.rank" in printed and "lr-4" in printed
+    assert "tuner.rank" in printed and "lr-4" in printed and "Training loss, smoothed" in printed
 
 
 def test_runs_that_wait_for_a_dead_process_are_told_with_what_wakes_it(paused: Path) -> None:
