@@ -116,7 +116,7 @@ class Exploring(Ordered):
         prompts = [prompt for prompt in asked["prompt"] for _ in range(own.group)]
         wanted = [answer for answer in asked["answer"] for _ in range(own.group)]
         model.eval()
-        answers = self._draw(model, prompts)
+        answers, ended = self._draw(model, prompts)
         rows = [_row(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
         with torch.no_grad():
             scores_B = self._judge(rows, answers, wanted)
@@ -128,11 +128,11 @@ class Exploring(Ordered):
                 own.running.add(scores_B)
                 seen.scores_B = own.running.scaled(scores_B)
             policy.credit(seen, own.kl_weight, own.gamma, own.lam, self.team)
-        self._tell(seen, scores_B, answers)
+        self._tell(seen, scores_B, answers, ended)
         return seen
 
-    def _draw(self, model: Any, prompts: Sequence[list[int]]) -> list[list[int]]:
-        """Return an answer to each prompt, its end token included where it came to one."""
+    def _draw(self, model: Any, prompts: Sequence[list[int]]) -> tuple[list[list[int]], list[bool]]:
+        """Return (an answer to each prompt, its end token included where it came to one; whether it came to one)."""
         own = self.objective
         longest = context(model.config) - max(map(len, prompts))
         if longest < 1:
@@ -142,7 +142,8 @@ class Exploring(Ordered):
         with answering(model):
             drawn = draw(model, prompts, settings).tolist()
         ends = set(cast(list[int], settings.eos_token_id))
-        return [_until(answer, ends) for answer in drawn]
+        answers = [_until(answer, ends) for answer in drawn]
+        return answers, [answer[-1] in ends for answer in answers]
 
     def _judge(self, rows: list[dict], answers: Sequence[list[int]], wanted: Sequence[list[int]]) -> torch.Tensor:
         """Return the worth of each answer."""
@@ -219,7 +220,9 @@ class Exploring(Ordered):
         orders = [torch.randperm(rows, generator=chance).tolist() for _ in range(own.epochs)]
         return [order[at : at + own.minibatch] for order in orders for at in range(0, rows, own.minibatch)]
 
-    def _tell(self, seen: Experience, scores_B: torch.Tensor, answers: Sequence[list[int]]) -> None:
+    def _tell(
+        self, seen: Experience, scores_B: torch.Tensor, answers: Sequence[list[int]], ended: Sequence[bool]
+    ) -> None:
         """Note the curves, and steer the weight of the divergence where that is wanted."""
         own = self.objective
         lengths = torch.tensor([float(len(answer)) for answer in answers])
@@ -228,7 +231,7 @@ class Exploring(Ordered):
         self.metrics[True].append({
             "rewards/mean": scores_B.mean(), "rewards/std": torch.tensor(max(square - mean**2, 0.0) ** 0.5),
             "objective/entropy": seen.entropy, "answers/length": lengths.mean(),
-            "answers/ended": (lengths < own.max_new_tokens).float().mean(),
+            "answers/ended": torch.tensor(ended).float().mean(),
         })  # fmt: skip
         if not own.refers:
             return

@@ -17,6 +17,7 @@ from core.errors import InputError
 from core.rewards import Reward
 from core.team import Team
 from core.training import judging, policy
+from core.training.exploring import Exploring
 from core.training.judging import Answer, by_rule
 from core.training.policy import Experience
 from tests.conftest import copy_of, write_rows
@@ -152,6 +153,31 @@ def test_rewards_rise(make_run: MakeRun, stage: str, tuner: list[str], bold: Pat
     base = load_file(bold / "model.safetensors")
     kept = {name: tensor for name, tensor in model.unload().state_dict().items() if name in base}
     assert kept and all(torch.equal(tensor, base[name]) for name, tensor in kept.items())
+
+
+def test_an_answer_has_ended_where_it_came_to_an_end_token(
+    make_run: MakeRun, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not where the context of the model cut it before the longest answer was reached."""
+    small = copy_of(tiny_model, tmp_path / "small")
+    told = json.loads((small / "config.json").read_text())
+    (small / "config.json").write_text(json.dumps(told | {"max_position_embeddings": 64}))
+    drawn: list[list[int]] = []
+    draw = Exploring._draw
+
+    def watched(self: Any, *given: Any) -> Any:
+        found = draw(self, *given)
+        drawn.extend(found[0])
+        return found
+
+    monkeypatch.setattr(Exploring, "_draw", watched)
+    longest = ["stage.drawing.max_new_tokens=64", "data.cutoff=48", "training.batch_size=2", "training.max_steps=1"]
+    folder = make_run("cut", f"model.path={small}", "stage=grpo", "stage.group=4", *GIVEN, *longest)
+    train(folder)
+    end = told["eos_token_id"]
+    share = sum(answer[-1] == end for answer in drawn) / len(drawn)
+    assert 8 < max(map(len, drawn)) < 64 and share < 1
+    assert of_type(folder, "step")[0]["metrics"]["answers/ended"] == pytest.approx(share)
 
 
 def test_answers_that_are_all_worth_the_same_end_no_run(make_run: MakeRun) -> None:
