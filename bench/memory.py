@@ -2,8 +2,10 @@
 
 `python bench/memory.py [--type llama] [--weights 80] [--only lora full]`: makes a random model of about so many million
 weights and rows that are all as long as the cutoff, trains three steps in each way in a process of its own, and prints
-the peak of its resident memory beside the plan's. On a GPU the peak is that of the allocator, without what the plan has
-for the libraries. Then the peak of loading beside the size of the file, the bytes of a QLoRA base, the time of a plan.
+the peak of its resident memory beside the plan's, and the tokens a second of the last step. On a GPU the peak is that
+of the allocator, without what the plan has for the libraries. Then the peak of loading beside the size of the file, the
+bytes of a QLoRA base, the time of a plan. `--shape gemma-2b`, `llama-2-7b` or `llama-2-13b`: the rows of Table 4 of
+arXiv 2403.13372 instead, on a model of that shape.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ WAYS: dict[str, list[str]] = {
     "lora, checkpointing, batch 16": ["training.gradient_checkpointing=true", "training.batch_size=16"],
     "dora": ["tuner.dora=true"],
     "freeze": ["tuner.kind=freeze"],
-    "full": ["tuner.kind=full"],
+    "full": ["tuner.kind=full", "optimizer.variant=8bit"],
     "full, checkpointing": ["tuner.kind=full", "training.gradient_checkpointing=true"],
     "full, fp32": ["tuner.kind=full", "model.precision=fp32"],
     "qlora": ["model.quantizer.kind=bnb_4bit"],
@@ -38,6 +40,23 @@ WAYS: dict[str, list[str]] = {
     "experts": ["tuner.experts=true"],
     "eager": ["model.attention=eager"],
 }
+PAPER = ["training.batch_size=1", "training.gradient_checkpointing=true", "model.precision=pure_bf16"]
+TABLE_4: dict[str, list[str]] = {
+    "full": ["tuner.kind=full", "optimizer.variant=8bit"],
+    "freeze": ["tuner.kind=freeze", "tuner.layers=3", "optimizer.variant=8bit"],
+    "galore": ["tuner.kind=full", "optimizer.kind=galore", "optimizer.rank=128", "optimizer.scale=2"],
+    "lora": ["tuner.rank=128", "tuner.alpha=256", "optimizer.variant=8bit"],
+    "qlora": ["tuner.rank=128", "tuner.alpha=256", "optimizer.variant=8bit", "model.quantizer.kind=bnb_4bit"],
+}
+"""Table 4 of the paper: a batch of 512 tokens, checkpointing, 8 bit AdamW."""
+SHAPES: dict[str, tuple[str, dict[str, int]]] = {
+    "gemma-2b": ("gemma", {"hidden_size": 2048, "intermediate_size": 16384, "num_hidden_layers": 18, "head_dim": 256,
+                           "num_attention_heads": 8, "num_key_value_heads": 1, "vocab_size": 256_000}),
+    "llama-2-7b": ("llama", {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+                             "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 32_000}),
+    "llama-2-13b": ("llama", {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40,
+                              "num_attention_heads": 40, "num_key_value_heads": 40, "vocab_size": 32_000}),
+}  # fmt: skip
 MORE: dict[str, dict[str, Any]] = {
     "llama": {"num_key_value_heads": 4},
     "qwen3_moe": {"num_key_value_heads": 4, "head_dim": 64, "num_experts": 8, "num_experts_per_tok": 2,
@@ -74,22 +93,24 @@ print(held / numbers)
 """
 
 
-def make(workspace: Path, kind: str, millions: int) -> None:
-    """Write a random model with the demo's tokenizer, and rows of numbers."""
+def make(workspace: Path, kind: str, told: dict[str, Any]) -> None:
+    """Write a random model with the demo's tokenizer, and rows of numbers. told: its shape, where not the usual one."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     from core.workspace import ASSETS
 
     tokenizer = AutoTokenizer.from_pretrained(ASSETS / "demo" / "model")
+    usual = {"hidden_size": 768, "intermediate_size": 2048, "num_attention_heads": 12,
+             "vocab_size": -(-len(tokenizer) // 64) * 64} | MORE.get(kind, {})  # fmt: skip
     shape = AutoConfig.for_model(
-        kind, hidden_size=768, intermediate_size=2048, num_hidden_layers=max(2, round(millions / 6.3)),
-        num_attention_heads=12, vocab_size=-(-len(tokenizer) // 64) * 64, max_position_embeddings=4096,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None,
-        **MORE.get(kind, {}),
+        kind, max_position_embeddings=4096, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None, **usual | told,
     )  # fmt: skip
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(shape)
+    large = "vocab_size" in told
+    with torch.device("cuda" if large and torch.cuda.is_available() else "cpu"):
+        model = AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16 if large else torch.float32)
     model.save_pretrained(workspace / "model")
     tokenizer.save_pretrained(workspace / "model")
     (workspace / "data").mkdir()
@@ -99,8 +120,8 @@ def make(workspace: Path, kind: str, millions: int) -> None:
             rows.write(json.dumps({"instruction": f"say {i}", "output": output}) + "\n")
 
 
-def measured(workspace: Path, words: list[str]) -> tuple[int, int, str]:
-    """Train; return (planned peak, measured peak, device) in bytes."""
+def measured(workspace: Path, words: list[str]) -> tuple[int, int, float]:
+    """Train; return (planned peak, measured peak, both in bytes, tokens a second of the last step)."""
     from core import config, forecast
 
     job = config.run(config.override([
@@ -116,11 +137,11 @@ def measured(workspace: Path, words: list[str]) -> tuple[int, int, str]:
     folder = max((workspace / "runs").iterdir(), key=lambda path: path.stat().st_mtime)
     if done.returncode:
         raise SystemExit((folder / "console.log").read_text()[-2000:])
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    speed = [event for event in events if event["type"] == "step"][-1]["tokens_per_second"]
     if found.room.device == "cuda":
-        events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
-        most = max(event.get("memory", 0) for event in events)
-        return found.plan.peak - found.plan.runtime, most, "cuda"
-    return found.plan.peak, json.loads((folder / "exit.json").read_text())["peak_bytes"], found.room.device
+        return found.plan.peak - found.plan.runtime, max(event.get("memory", 0) for event in events), speed
+    return found.plan.peak, json.loads((folder / "exit.json").read_text())["peak_bytes"], speed
 
 
 def child(code: str, *words: str) -> str:
@@ -132,6 +153,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--type", default="llama")
     parser.add_argument("--weights", type=int, default=80)
+    parser.add_argument("--shape", choices=SHAPES)
     parser.add_argument("--only", nargs="*", default=[])
     given: Any = parser.parse_args()
     from core import config, forecast
@@ -140,16 +162,16 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as name:
         workspace = Path(name)
-        make(workspace, given.type, given.weights)
-        size = (workspace / "model" / "model.safetensors").stat().st_size
-        print(f"model of {size / 4e6:.0f} million weights, {BATCH} rows of {CUTOFF} tokens, {room(Hardware()).device}")
-        for way, words in WAYS.items():
+        small = given.type, {"num_hidden_layers": max(2, round(given.weights / 6.3))}
+        make(workspace, *SHAPES.get(given.shape, small))
+        ways = {way: [*PAPER, *words] for way, words in TABLE_4.items()} if given.shape else WAYS
+        size = sum(file.stat().st_size for file in (workspace / "model").glob("*.safetensors"))
+        print(f"model of {size >> 20} MiB, {CUTOFF} tokens a row, on {room(Hardware()).device}")
+        for way, words in ways.items():
             if not given.only or way in given.only:
-                planned, peak, _ = measured(workspace, words)
-                print(
-                    f"{way:32} planned {planned >> 20:6} MiB  measured {peak >> 20:6} MiB  {planned / peak:.2f}",
-                    flush=True,
-                )
+                planned, peak, speed = measured(workspace, words)
+                print(f"{way:32} planned {planned >> 20:6} MiB  measured {peak >> 20:6} MiB  {planned / peak:.2f}  "
+                      f"{speed:,.0f} tokens/s", flush=True)  # fmt: skip
         print(f"loading: {int(child(LOAD, str(workspace / 'model'))) / size:.2f} of the file")
         print(f"QLoRA base: {float(child(BYTES, str(workspace / 'model'))):.3f} bytes a linear weight")
         job = config.run({"model": {"path": str(workspace / "model")}})
