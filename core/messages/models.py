@@ -104,6 +104,7 @@ MODELS: dict[str, str] = {
     "packed.unknown": "The weights of this model are quantized by “{given}”, which nobody here can read. Known: {known}.",
     "packed.twice": "The weights of this model are quantized already ({given}). Set the quantization to none.",
     "packed.no_training": "Weights quantized by {given} pass no gradients on: nothing can be trained above them. Take the model in full precision, or one quantized by another method.",
+    "packed.speaks": "The weights of this model, which speaks, too, are quantized by {given} as one, and the part that writes can't be taken out of them. Take the model in full precision, and choose a quantization here.",
     "packed.full": "The weights of this model are quantized ({given}) and can't be trained themselves. Choose LoRA.",
     "package.alone": "This needs the package {package}, which is not installed and would replace torch. Install it without what it depends on: pip install --no-deps --no-build-isolation {names}",
     "package.missing": "This needs the package {package}, which is not installed: pip install {package}",

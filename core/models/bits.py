@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.quantizers import AutoHfQuantizer
 
 from core.models.packed import READ_PAST, packs_little
@@ -20,6 +20,13 @@ PACKED = ("Linear4bit", "Linear8bitLt")
 def whole(model_type: str) -> list[str] | None:
     """Return the layers of a type of model that are never packed; None where the libraries know them all."""
     return ["lm_head", *READ_PAST[model_type]] if model_type in READ_PAST else None
+
+
+def handed_on(whole: PreTrainedConfig, part: PreTrainedConfig) -> PreTrainedConfig:
+    """Return the config of a part of a model, with what that of the whole says of how the weights are packed."""
+    if told := vars(whole).get("quantization_config"):
+        part.quantization_config = told
+    return part
 
 
 def check(made: PreTrainedModel, quantization: Any) -> None:

@@ -93,6 +93,8 @@ def inspect(folder: Path, place: str = "model.path") -> ModelFacts:
     _refuse_foreign_code(folder, config, place)
     if packed := packed_by(config):
         packing(packed, place)
+        if THINKER in config and packed != "bitsandbytes":  # it names what it packed as the whole does
+            raise InputError("packed.speaks", place, given=packed)
     _refuse_odd_numbers(folder, config, place)
     _refuse_unpacked(folder, packed, place)
     return describe(folder, place)

@@ -200,7 +200,7 @@ def _config(folder: Path) -> PreTrainedConfig:
     except UNUSABLE as error:
         raise InputError("model.unusable", "model.path", folder=str(folder), what=_line(error)) from None
     vars(config).pop("auto_map", None)  # what we save needs no code of others
-    return vars(config).get(THINKER, config)
+    return bits.handed_on(config, vars(config).get(THINKER, config))
 
 
 def _auto(config: PreTrainedConfig) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from pathlib import Path
@@ -11,11 +12,12 @@ import pytest
 import torch
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
 from core import config, templates
+from core.errors import InputError
 from core.forecast import forecast
 from core.models.inspect import inspect
 from core.models.linear import _takers, linear
@@ -147,6 +149,24 @@ def test_of_a_model_that_speaks_the_part_that_writes_learns_and_is_kept(tmp_path
     found = forecast(run, tmp_path)
     assert found and found.plan.trainable == model.num_parameters()
     assert inspect(tmp_path / "model").context == model.config.get_text_config().max_position_embeddings
+
+
+def test_of_a_model_that_speaks_what_is_packed_is_read_or_refused(tmp_path: Path):
+    model, kind = tiny.tiny_model("qwen2_5_omni"), BitsAndBytesConfig(load_in_4bit=True)
+    model.save_pretrained(tmp_path / "plain")
+    load: Any = PreTrainedModel.from_pretrained.__func__  # that of its own class wants voices
+    packed = load(type(model), tmp_path / "plain", quantization_config=kind, dtype=torch.float32)
+    packed.save_pretrained(tmp_path / "packed")
+    writes = load_as_run(tmp_path / "packed")
+    found, wanted = dict(writes.named_parameters()), dict(packed.thinker.named_parameters())
+    assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in found)
+    assert sum(type(module).__name__ == "Linear4bit" for module in writes.modules()) > 20
+    told = tmp_path / "packed" / "config.json"
+    settings = json.loads(told.read_text())
+    told.write_text(json.dumps(settings | {"quantization_config": {"quant_method": "gptq"}}))
+    with pytest.raises(InputError) as caught:
+        load_as_run(tmp_path / "packed")
+    assert (caught.value.code, caught.value.place) == ("packed.speaks", "model.path")
 
 
 @pytest.mark.parametrize("model_type", CANNOT)
