@@ -8,14 +8,16 @@ from typing import Any
 from core.errors import InputError
 from core.models.shapes import Shapes, order
 
-NEVER = ("deepseek_v4", "glm5_next", "longcat_flash", "minicpm3", "minimax", "rwkv")
-"""Types whose blocks never hand on just what they are given, or compute by how many they are."""
+NEVER = (
+    "deepseek_v4", "glm5_next", "longcat_flash", "minicpm3", "minimax", "molmo2", "recurrent_gemma", "rwkv",
+)  # fmt: skip
+"""Types whose blocks never hand on just what they are given, or that keep elsewhere how many there are."""
 OF_EACH = "embed_tokens_per_layer"
 """A table, as Gemma's, with columns for each block."""
 FIRST = {"afmoe": "num_dense_layers", "deepseek_v3": "first_k_dense_replace", "glm4_moe": "first_k_dense_replace",
          "glm4v_moe": "first_k_dense_replace", "lfm2_moe": "num_dense_layers"}  # fmt: skip
 """Type -> key of how many blocks at the beginning have no experts."""
-LISTED = {"bamba": "attn_layer_indices", "mllama": "cross_attention_layers"}
+LISTED = {"bamba": "attn_layer_indices", "mllama": "cross_attention_layers", "zamba2": "hybrid_layer_ids"}
 """Type -> key of the numbers of blocks that are of another kind."""
 REGULAR = {"jamba": ("attn", "expert")}
 """Type -> beginnings of keys of how often blocks of another kind come (…_layer_period, …_layer_offset)."""

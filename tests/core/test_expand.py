@@ -96,6 +96,9 @@ CONFIGS: dict[str, list[dict[str, Any]]] = {
     "bamba": [{"attn_layer_indices": numbers} for numbers in ([1], [0, 3])],
     "jamba": [{"attn_layer_period": 4, "attn_layer_offset": 2, "expert_layer_period": 2, "expert_layer_offset": 1},
               {"attn_layer_period": 9, "attn_layer_offset": 1, "expert_layer_period": 9, "expert_layer_offset": 8}],
+    "mllama": [{"cross_attention_layers": numbers} for numbers in ([0], [1, 3])],
+    "zamba2": [{"layers_block_type": ["hybrid" if number in numbers else "linear_attention" for number in range(4)],
+                "hybrid_layer_ids": numbers} for numbers in ([0], [2], [1, 3])],
     **{kind: [{}] for kind in NEVER},
 }  # fmt: skip
 
