@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from peft import PeftModel
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from core.data.encode import IGNORED
 from core.data.pack import Flat, Padder
@@ -139,7 +140,7 @@ class Exploring(Ordered):
             raise InputError("data.no_room", "data.cutoff", context=context(model.config))
         wish = Generation(max_new_tokens=min(own.max_new_tokens, longest), temperature=own.temperature)
         settings = sampling(wish, model, own.tokenizer)
-        with answering(model):
+        with answering(model), _plainly(model):
             drawn = draw(model, prompts, settings).tolist()
         ends = set(cast(list[int], settings.eos_token_id))
         answers = [_until(answer, ends) for answer in drawn]
@@ -166,7 +167,7 @@ class Exploring(Ordered):
             seen.logps += logps
             if own.refers:
                 seen.reference += self._logps(self._refer(model, batch))
-            entropies.append(policy.entropy(found.logits_K_V, own.temperature) * len(found.row_K))
+            entropies.append(policy.entropy(self._drawable(found), own.temperature) * len(found.row_K))
             if seen.values is not None:
                 seen.values += policy.by_row(cast(torch.Tensor, found.value_K), found.row_K, found.rows)
         seen.entropy = torch.stack(entropies).sum() / sum(map(len, seen.logps))
@@ -179,16 +180,22 @@ class Exploring(Ordered):
         with without_adapter(model):
             return look(model, batch)
 
+    def _drawable(self, found: Seen) -> torch.Tensor:
+        """Return the logits of tokens: rows that no token has are never drawn (answering.sampling)."""
+        return found.logits_K_V[:, : len(self.objective.tokenizer)]
+
+    def _logps_K(self, found: Seen) -> torch.Tensor:
+        return policy.probabilities(self._drawable(found), found.targets_K, self.objective.temperature)
+
     def _logps(self, found: Seen) -> policy.Parts:
-        logps_K = policy.probabilities(found.logits_K_V, found.targets_K, self.objective.temperature)
-        return policy.by_row(logps_K, found.row_K, found.rows)
+        return policy.by_row(self._logps_K(found), found.row_K, found.rows)
 
     def _loss(self, model: Any, seen: Experience, part: Sequence[int]) -> torch.Tensor:
         """Return the loss over some of the answers."""
         own = self.objective
         with offloading(model) if self.offload else nullcontext():
             found = look(model, self._batch([seen.rows[index] for index in part]), value_head.attached(model))
-        logps_K = policy.probabilities(found.logits_K_V, found.targets_K, own.temperature)
+        logps_K = self._logps_K(found)
         old_K, advantages_K = chosen(seen.logps, part), chosen(cast(policy.Parts, seen.advantages), part)
         loss_K, clipped_K = policy.clipped(logps_K, old_K, advantages_K, own.clip)
         told_: Metrics = {"policy/clipped": clipped_K.float().mean()}
@@ -253,6 +260,21 @@ class Exploring(Ordered):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         kept = json.loads(Path(resume_from_checkpoint, STATE).read_text())
         self.objective.kl_weight = float(kept["kl_weight"])
+
+
+@contextmanager
+def _plainly(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+    """Let a model draw by the settings of the run alone.
+
+    What its generation_config.json has beside (min_p, suppress_tokens, bad words, least lengths) would give tokens
+    other probabilities than those that are learned from.
+    """
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    own, base.generation_config = base.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        base.generation_config = own
 
 
 def _row(prompt: list[int], answer: list[int]) -> dict[str, Any]:

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, MixtralConfig, MixtralForCausalLM
+from transformers import AutoTokenizer, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from core import config, preflight
+from core.data.encode import IGNORED
 from core.errors import InputError
 from core.rewards import Reward
 from core.team import Team
@@ -178,6 +179,42 @@ def test_an_answer_has_ended_where_it_came_to_an_end_token(
     share = sum(answer[-1] == end for answer in drawn) / len(drawn)
     assert 8 < max(map(len, drawn)) < 64 and share < 1
     assert of_type(folder, "step")[0]["metrics"]["answers/ended"] == pytest.approx(share)
+
+
+@pytest.mark.parametrize("tuner", ["lora", "full"])
+def test_tokens_are_learned_with_the_probabilities_that_they_were_drawn_with(
+    make_run: MakeRun, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tuner: str
+) -> None:
+    """Whatever generation_config.json says, and though the table has rows that no token has."""
+    folder = copy_of(tiny_model, tmp_path / "padded")
+    tokens = len(AutoTokenizer.from_pretrained(folder))
+    model = LlamaForCausalLM.from_pretrained(folder)
+    model.resize_token_embeddings(tokens + 60, mean_resizing=False)
+    model.lm_head.weight.data[tokens:] = 3 * model.lm_head.weight.data[:60]
+    model.save_pretrained(folder)
+    odd = {"bad_words_ids": [[token] for token in range(20, tokens)], "min_p": 0.5, "min_new_tokens": 8}
+    (folder / "generation_config.json").write_text(json.dumps(odd))
+    generate, drawn, seen = LlamaForCausalLM.generate, [], []
+
+    def telling(self: Any, **given: Any) -> Any:
+        found = generate(self, **given, return_dict_in_generate=True, output_scores=True)
+        drawn.append(torch.stack(found.scores, 1).log_softmax(-1))
+        return found.sequences
+
+    def watched(found: Experience, *given: Any, **named: Any) -> None:
+        seen.append(found)
+        compare(found, *given, **named)
+
+    compare = policy.compare
+    monkeypatch.setattr(LlamaForCausalLM, "generate", telling)
+    monkeypatch.setattr(policy, "compare", watched)
+    train(make_run("drawn", f"model.path={folder}", "stage=grpo", "stage.group=4", "stage.kl_weight=0.1", *GIVEN,
+                   f"tuner={tuner}", "training.batch_size=2", "training.max_steps=1"))  # fmt: skip
+    answers = [torch.tensor(row["input_ids"][row["labels"] != IGNORED]) for row in seen[0].rows]
+    assert max(answer.max() for answer in answers) >= 20
+    for answer, logps_T_V, own, other in zip(answers, drawn[0], seen[0].logps, seen[0].reference, strict=True):
+        wanted = logps_T_V[: len(answer)].gather(1, answer[:, None]).squeeze(1)
+        assert torch.allclose(own, wanted, atol=1e-4) and torch.allclose(other, wanted, atol=1e-4)
 
 
 def test_answers_that_are_all_worth_the_same_end_no_run(make_run: MakeRun) -> None:
