@@ -87,6 +87,17 @@ def test_other_ways_to_train_also_learn(make_run: MakeRun, settings: list[str]) 
     assert losses[-1] < losses[0] and all(map(math.isfinite, losses))
 
 
+@pytest.mark.parametrize("settings", [
+    ["training.max_steps=1"], ["training.schedule=polynomial", "training.max_steps=2", "optimizer.learning_rate=1e-8"],
+])  # fmt: skip
+def test_the_shortest_run_and_the_smallest_learning_rate_learn(make_run: MakeRun, settings: list[str]) -> None:
+    folder = make_run("least", *settings, "data.eval_share=0")
+    train(folder)
+    assert of_type(folder, "step")[-1]["lr"] > 0
+    adapter = load_file(folder / "adapter" / "adapter_model.safetensors")
+    assert any(tensor.any() for name, tensor in adapter.items() if "lora_B" in name)  # which begins as 0
+
+
 @pytest.mark.parametrize(("rows", "settings", "steps"), [
     (36, {"epochs": 1, "batch_size": 4}, 9),
     (37, {"epochs": 2, "batch_size": 4}, 20),
