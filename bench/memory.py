@@ -32,7 +32,7 @@ WAYS: dict[str, list[str]] = {
     "lora, checkpointing, batch 16": ["training.gradient_checkpointing=true", "training.batch_size=16"],
     "dora": ["tuner.dora=true"],
     "freeze": ["tuner.kind=freeze"],
-    "full": ["tuner.kind=full", "optimizer.variant=8bit"],
+    "full": ["tuner.kind=full"],
     "full, checkpointing": ["tuner.kind=full", "training.gradient_checkpointing=true"],
     "full, fp32": ["tuner.kind=full", "model.precision=fp32"],
     "qlora": ["model.quantizer.kind=bnb_4bit"],
