@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
+from core.models.scans import scan
 from core.models.shapes import NUMBERS, Linear, Shapes
 from core.models.tables import head
 
@@ -33,8 +35,8 @@ def activations(
 ) -> tuple[int, int]:
     """Return (bytes that autograd keeps of a batch, bytes that layers give and glibc may hold).
 
-    The second are those that it would keep if it threw nothing away to save room; scores of attention are left out: all
-    have one size, so that one fits where another was.
+    The second are those that it would keep if it threw nothing away to save room; scores of attention are left out, and
+    half of scans: all have one size, so that one fits where another was.
 
     Counted from the first block on in which something learns.
     """
@@ -55,8 +57,10 @@ def activations(
         for_token, for_all = run.tuner.beside(end)
         ends += count.width * (for_token * tokens + for_all)
     whole = int(sum(blocks) + ends)
-    one = max(blocks, default=0) + ends + SCORES_BACK * count.matrix * tokens
-    given = int(whole - len(blocks) * count.scores * tokens)
+    scans = [count.scan(block) for block in shapes.blocks[begins:]]
+    back = SCORES_BACK * count.matrix + max((back for _, back in scans), default=0)
+    one = max(blocks, default=0) + ends + back * tokens
+    given = int(whole - (len(blocks) * count.scores + sum(kept for kept, _ in scans) / 2) * tokens)
     if run.training.offload_activations and device != "cpu":  # they wait elsewhere, but for what is computed just now
         return int(one), given
     if run.training.gradient_checkpointing:
@@ -72,6 +76,7 @@ class _Count:
         self.width = 2 if half else 4
         self.stream = 2 if half and shapes.table not in modules else 4
         self.mask = (1 if device == "cuda" else 4) if run.tuner.masks else 0
+        self.scan = partial(scan, config=shapes.config, cutoff=run.data.cutoff, device=device, half=half)
         self.model_width = shapes.embedding[1]
         named = next((shapes.config[key] for key in ACTIVATIONS if key in shapes.config), "")
         self.more = KEPT_MORE.get(str(named), 0)
@@ -102,7 +107,7 @@ class _Count:
                 for_token, for_all = self.tuner.beside(linear)
                 beside, once = beside + for_token * self.width, once + for_all * self.width
         a_token = given + made + sum(taken.values()) + beside + self._norms(block, linears)
-        a_token += self.scores + self.dropped
+        a_token += self.scores + self.dropped + self.scan(block)[0]
         return a_token * tokens + once
 
     def _made(self, last: Linear, linears: Sequence[Linear]) -> int:

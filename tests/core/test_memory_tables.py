@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -124,9 +125,13 @@ def most(tuned: Any, rows: int, length: int, objective: Objective | None = None)
     ids = np.arange(length) % WORDS
     batch = Flat()([{"input_ids": ids, "labels": ids}] * rows)
     tuned.train()
+    return highest(lambda: (objective or NextToken())(tuned, batch, None)[0].backward())
+
+
+def highest(step: Callable[[], None]) -> int:
+    """Return the most bytes that a step takes."""
     with torch.profiler.profile(profile_memory=True) as told:
-        loss = (objective or NextToken())(tuned, batch, None)[0]
-        loss.backward()
+        step()
     assert told.profiler and told.profiler.kineto_results
     changes = [event for event in told.profiler.kineto_results.events() if event.name() == "[memory]"]
     changes.sort(key=lambda event: event.start_ns())
