@@ -53,6 +53,8 @@ NUMBERS = {
     "turned": ("qk_rope_head_dim",), "value": ("v_head_dim",),
 }  # fmt: skip
 """Keys of config.json that tell the sizes of a decoder; several where architectures differ."""
+SHARED, SHARING = ".shared_transf.", ".mamba_decoder."
+"""In names of Zamba's weights: of what hybrid blocks share, which files hold once, and of such blocks."""
 HEADS = ("lm_head", "embed_out", "output_layer")
 LOOKED_UP = re.compile(r"(^|\.)(w[tp]e|(?!patch_)\w*emb(ed(ding|dings|_tokens\w*|_positions)?)?)$")
 """Names of tables of which single rows are taken: they are no layers."""
@@ -195,11 +197,15 @@ def fresh(places: Sequence[int]) -> list[int]:
 
 
 def grown(shapes: Shapes, count: int) -> Shapes:
-    """Return the shapes of a model after `count` new blocks."""
+    """Return the shapes of a model after `count` new blocks; what the old ones share, each new one has of its own."""
     blocks = shapes.blocks
     tensors = {name: shape for name, shape in shapes.tensors.items() if not name.startswith(f"{shapes.stack}.")}
-    for place, index in enumerate(order(len(blocks), min(count, len(blocks)))):
-        for name, shape in blocks[index].items():
+    shared = {name: shape for block in blocks for name, shape in block.items() if SHARED in name}
+    places = order(len(blocks), min(count, len(blocks)))
+    new = fresh(places)
+    for place, index in enumerate(places):
+        whole = place in new and any(SHARING in name for name in blocks[index])
+        for name, shape in (blocks[index] | shared if whole else blocks[index]).items():
             own = BLOCK.sub("", name, count=1)
             tensors[f"{shapes.stack}.{place}.{own}"] = shape
     return Shapes(tensors, shapes.config)

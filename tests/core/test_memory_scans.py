@@ -69,3 +69,14 @@ def test_kernels_for_gpus_keep_nothing_of_a_scan(
     monkeypatch.syspath_prepend(tmp_path)
     assert plan(run, shapes, "cuda").activations < 0.8 * written_out
     assert plan(run, shapes, "cpu").activations > 0.9 * written_out
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_new_blocks_of_zamba_have_what_the_old_ones_share(count: int, tmp_path: Path) -> None:
+    run, model = run_of("tuner.kind=expand", f"tuner.blocks={count}"), tiny_model("zamba")
+    planned = plan(run, of_model(model, tmp_path), "cpu")
+    tuned = run.tuner.attach(model, tmp_path)
+    assert planned.trainable == sum(p.numel() for p in tuned.parameters() if p.requires_grad)
+    assert planned.weights == sum(p.nbytes for p in tuned.parameters())
+    counted = kept(tuned, batch=batch_of(64)) - 4 * VOCABULARY * ROWS * 64
+    assert planned.activations == pytest.approx(counted, rel=0.1)
