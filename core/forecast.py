@@ -22,8 +22,9 @@ from core.models.inspect import of_text
 from core.models.jsons import read_json
 from core.models.memory import Plan, plan
 from core.models.packed import OF_THEIR_OWN, method, packing
+from core.models.renamed import as_loaded
 from core.models.room import Room, room
-from core.models.shapes import BUFFERS, WHOLE_TYPE, Shapes
+from core.models.shapes import WHOLE_TYPE, Shapes
 from core.models.tables import known_tokens, widened
 from core.sections import Model
 from core.workspace import HUB_ID, locate
@@ -235,16 +236,15 @@ def _read(folder: Path, written: Stamp) -> tuple[Shapes, int] | None:
         stored = 0 if packing(packed).unpacked else sum(entry.bytes for entry in entries.values())
         return (shapes, stored) if shapes and (stored or packing(packed).unpacked) else None
     if here:
-        return Shapes(_loaded({name: entry.shape for name, entry in entries.items()}), settings), 0
+        return Shapes(_loaded({name: entry.shape for name, entry in entries.items()}, settings), settings), 0
     shapes = of_config(settings)
     return (shapes, 0) if shapes else None
 
 
-def _loaded(tensors: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+def _loaded(tensors: dict[str, tuple[int, ...]], settings: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return the weights that may learn: of a model that speaks, too, those of the part that writes."""
-    tensors = {name: shape for name, shape in tensors.items() if not BUFFERS.search(name)}
     thinker = {name.removeprefix(THINKS): shape for name, shape in tensors.items() if name.startswith(THINKS)}
-    return thinker or tensors
+    return as_loaded(thinker or tensors, str(settings[WHOLE_TYPE]))
 
 
 @lru_cache(maxsize=64)

@@ -14,7 +14,8 @@ def copied(shapes: Shapes, extra: Sequence[str], tokens: int) -> dict[str, tuple
 
     tokens: how many are new; a head with a bias, of which rows can't learn, then learns whole.
     """
-    wanted = [*extra, *(with_bias(shapes) if tokens else [])]
+    if not (wanted := [*extra, *(with_bias(shapes) if tokens else [])]):
+        return {}
     return {name: shape for name, shape in shapes.tensors.items() if named(name, wanted)}
 
 

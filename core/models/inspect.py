@@ -21,7 +21,7 @@ from core.models.jsons import is_pointer, read_json
 from core.models.packages import native_types
 from core.models.packed import method as packed_by
 from core.models.packed import packing
-from core.models.shapes import BUFFERS
+from core.models.shapes import learnable
 
 MAX_RANK = 8192
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt",
@@ -113,7 +113,7 @@ def describe(folder: Path, place: str = "model.path") -> ModelFacts:
     _refuse_giants(text, entries, folder, place)
     by_dtype: dict[str, int] = {}
     for name, entry in entries.items():
-        if not BUFFERS.search(name):
+        if learnable(name):
             by_dtype[entry.dtype] = by_dtype.get(entry.dtype, 0) + entry.size
     return ModelFacts(
         model_type=str(config.get("model_type", "")),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Sequence, Set
 from typing import Any
 
 import torch
@@ -102,7 +102,7 @@ def as_ends(model: PreTrainedModel, given: Sequence[str], meant: list[str]) -> l
     return list(given) if sorted(taken) == sorted(meant) else meant
 
 
-def _takers(model: PreTrainedModel, *, tables: bool) -> dict[str, set[str]]:
+def _takers(model: PreTrainedModel, *, tables: bool) -> dict[str, Set[str]]:
     """Return the layers that can take an adapter: name -> the parts of it that a target must hold to mean them."""
     head, trunk = model.get_output_embeddings(), _decoder(model)
     fused = {f"{name}.{part}" for name, module in model.named_modules()
@@ -116,7 +116,7 @@ def _takers(model: PreTrainedModel, *, tables: bool) -> dict[str, set[str]]:
 
 
 def _none_meant(
-    model: PreTrainedModel, target: str, takers: dict[str, set[str]], place: str, *, lora: bool
+    model: PreTrainedModel, target: str, takers: dict[str, Set[str]], place: str, *, lora: bool
 ) -> InputError:
     """Return the error for a target that means no layer that can take an adapter."""
     missing = next((part for name, parts in takers.items() if fits(name, target)

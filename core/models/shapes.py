@@ -22,7 +22,7 @@ gradient reaches), of heads, eyes and ears."""
 LAST = re.compile(r"(^|\.)(o_proj|out_proj|wo|dense|c_proj|down_proj|fc2|w2|dense_4h_to_h|fc_out|down|output_linear)$")
 """Layers that give back to the stream of the model what attention or the MLP computed: their input is theirs alone."""
 BUFFERS = re.compile(
-    r"(^|\.)(running_(mean|var)|num_batches_tracked|(?<!moe_statics\.)(?<!experts\.)e_score_correction_bias|feed_forward\.expert_bias|balancing_biases|tid2eid"
+    r"(^|\.)(running_(mean|var)|num_batches_tracked|(?<!moe_statics\.)(?<!experts\.)e_score_correction_bias|feed_forward\.expert_bias|router_bias|ffn\.gate\.bias|balancing_biases|tid2eid"
     r"|layer_scalar|slope_rate|(query|key|diagonal)_decay|summary_idxs|global_(mean|invstd)|act_fn\.(beta|eps)"
     r"|(attn|attention)\.(masked_)?bias|inv_freq)$"
 )
@@ -56,6 +56,7 @@ NUMBERS = {
 SHARED, SHARING = ".shared_transf.", ".mamba_decoder."
 """In names of Zamba's weights: of what hybrid blocks share, which files hold once, and of such blocks."""
 HEADS = ("lm_head", "embed_out", "output_layer")
+HEAD = re.compile(rf"(^|\.)({'|'.join(HEADS)})(\.weight)?$|^head\.weight$")
 LOOKED_UP = re.compile(r"(^|\.)(w[tp]e|(?!patch_)\w*emb(ed(ding|dings|_tokens\w*|_positions)?)?)$")
 """Names of tables of which single rows are taken: they are no layers."""
 
@@ -74,11 +75,11 @@ class Linear:
     """Matrices of this kind that work on one token: 1, or the experts that are chosen."""
     count: int = 1
 
-    @property
+    @cached_property
     def last(self) -> bool:
         return bool(LAST.search(self.name))
 
-    @property
+    @cached_property
     def of_expert(self) -> bool:
         return bool(EXPERT.search(f".{self.name}."))
 
@@ -126,13 +127,24 @@ class Shapes:
 
     @cached_property
     def table(self) -> str:
-        """The name of the table of embeddings: the tallest matrix outside the blocks that is no head."""
+        """The name of the table of embeddings: the matrix outside the blocks, and no head, with a row for each word.
+
+        The tallest one where the config does not tell how many there are.
+        """
         tables = {
             name: shape
             for name, shape in self.tensors.items()
             if len(shape) == 2 and not BLOCK.match(name) and not (APART.search(name) and name != self.head)
         }
-        return max(tables, key=lambda name: (tables[name][0], name != self.head), default="")
+        tallest = max((shape[0] for shape in tables.values()), default=0)
+        told = self.config.get("vocab_size")
+        words = told if told and isinstance(told, int) else tallest
+
+        def likely(name: str) -> tuple[bool, bool, int, bool]:
+            rows, looked_up = tables[name][0], LOOKED_UP.search(name.removesuffix(".weight"))
+            return rows >= words, name != self.head, -abs(rows - words), bool(looked_up)
+
+        return max(tables, key=likely, default="")
 
     @cached_property
     def embedding(self) -> tuple[int, int]:
@@ -143,7 +155,7 @@ class Shapes:
     @cached_property
     def head(self) -> str:
         """The name of the head's weight; "" where the embeddings serve as the head."""
-        return next((name for name in self.tensors if name.removesuffix(".weight").rpartition(".")[2] in HEADS), "")
+        return next((name for name in self.tensors if HEAD.search(name)), "")
 
     @cached_property
     def layers(self) -> dict[str, tuple[int, int]]:
@@ -211,6 +223,20 @@ def grown(shapes: Shapes, count: int) -> Shapes:
     return Shapes(tensors, shapes.config)
 
 
+def learnable(name: str) -> bool:
+    """Return whether what lies under this name in the files is a weight, and no buffer."""
+    return name.endswith(".weight") or not BUFFERS.search(name)
+
+
 def named(name: str, modules: Sequence[str]) -> bool:
-    """Return whether a weight belongs to one of the modules."""
-    return any(f".{module}." in f".{name}." for module in modules)
+    """Return whether a weight belongs to one of the modules, with a path as in memory or as in the files."""
+    return any(f".{module}." in f".{one}." for module in modules for one in (called(name) if "." in module else [name]))
+
+
+def called(name: str) -> tuple[str, str, str]:
+    """Return what files and the model in memory may call a weight or a layer.
+
+    Files may have no "model." before it, or have that within language_model.
+    """
+    bare = name.removeprefix("model.").replace("language_model.model.", "language_model.", 1)
+    return name, bare, f"model.{bare}"

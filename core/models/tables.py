@@ -84,7 +84,8 @@ def ends(shapes: Shapes, targets: Sequence[str], *, table: bool) -> list[Linear]
 
 def head(shapes: Shapes) -> Linear:
     """Return the head as a layer, whether its weight is its own or that of the embeddings."""
-    return Linear((shapes.head or HEAD).removesuffix(".weight"), *shapes.embedding)
+    rows, width = shapes.tensors.get(shapes.head, shapes.embedding)
+    return Linear((shapes.head or HEAD).removesuffix(".weight"), rows, width)
 
 
 def with_bias(shapes: Shapes) -> list[str]:

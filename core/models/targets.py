@@ -7,7 +7,7 @@ layers of the text part; heads, tables of tokens, what chooses experts, and what
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence, Set
 from difflib import get_close_matches
 from functools import lru_cache
 
@@ -17,11 +17,12 @@ from pydantic_core import PydanticCustomError
 from core.errors import InputError
 from core.models.adapter_check import MAX_PATTERN
 from core.models.registry import of_type
-from core.models.shapes import APART, HEADS, Linear, Shapes, named, taken_for_experts
+from core.models.shapes import APART, HEADS, Linear, Shapes, called, named, taken_for_experts
 
 TABLE = re.compile(r"embed[^.]*$|(^|\.)wpe$")
-FUSED = re.compile(r"\.(mamba|mixer)\.(out_proj|x_proj|dt_proj)$")
-"""Layers of Mamba's kin whose weights a fused kernel reads past any adapter."""
+FUSED = re.compile(r"\.(mamba|mixer)\.(out_proj|x_proj|dt_proj)$|\.o_a_proj$")
+"""Layers of Mamba's kin whose weights a fused kernel reads past any adapter; those of DeepSeek V4 that multiply each
+group of heads apart."""
 
 RENAMED = (
     "deepseek_v4", "ernie4_5_vl_moe", "glm5_next", "granite_speech", "granitemoe", "granitemoehybrid", "hunyuan_vl",
@@ -128,12 +129,8 @@ def _may_mean(given: str, lasts: Iterable[str]) -> bool:
 
 @lru_cache(maxsize=1 << 15)
 def fits(name: str, target: str) -> bool:
-    """Return whether a target fits the name of a layer.
-
-    Files may call it otherwise than the model in memory does: without "model.", or with it within language_model.
-    """
-    bare = name.removeprefix("model.").replace("language_model.model.", "language_model.", 1)
-    names = (name, bare, f"model.{bare}")
+    """Return whether a target fits the name of a layer, as files or the model in memory call it."""
+    names = called(name)
     try:
         ends = any(f".{one}".endswith(f".{target}") for one in names)
         return ends or any(regex.fullmatch(target, one, timeout=SECONDS) for one in names)
@@ -143,19 +140,19 @@ def fits(name: str, target: str) -> bool:
         return False  # in an adapter, which peft reads
 
 
-def apart(name: str, trunk: str) -> set[str]:
+@lru_cache(maxsize=1 << 15)
+def apart(name: str, trunk: str) -> frozenset[str]:
     """Return the parts of a name that a target must hold to mean that layer.
 
     trunk: name of the module that holds the text blocks; what branches off before it is none of the text part.
     """
     parts, path = name.split("."), trunk.split(".") if trunk else []
     common = next((i for i, pair in enumerate(zip(parts, path, strict=False)) if pair[0] != pair[1]), len(path))
-    return {part for part in parts if APART.search(part)} | set(
-        parts[common : common + 1] if common < len(path) else ()
-    )
+    branch = parts[common : common + 1] if common < len(path) else []
+    return frozenset(branch).union(part for part in parts if APART.search(part))
 
 
-def means(target: str, name: str, parts: set[str]) -> bool:
+def means(target: str, name: str, parts: Set[str]) -> bool:
     """Return whether a target means a layer, of whose name it must hold these parts."""
     return not parts if target == "all-linear" else all(part in target for part in parts) and fits(name, target)
 

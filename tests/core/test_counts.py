@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from core.forecast import forecast
 from core.models.blocks import blocks
 from core.models.inspect import describe
 from core.models.linear import linear
+from core.models.memory import plan
+from core.models.renamed import as_loaded
 from core.models.shapes import WHOLE_TYPE, Shapes
 from core.models.targets import targeted
 from core.tuners.freeze import Freeze
@@ -31,12 +35,56 @@ from tests.core import tiny
     ("laguna", ["kind=full"]),
     ("video_llava", ["kind=freeze", "layers=-1"]),  # whose eyes have blocks of other names than most
     ("granite_speech", ["kind=freeze", "layers=1"]),
+    ("gpt_neox", ["kind=lora", "extra=[lm_head]"]),  # whose files name the head otherwise
+    ("gpt_neox", ["kind=lora", "targets=[lm_head]"]),
+    ("rwkv", ["kind=lora", "targets=[embeddings]"]),
+    ("mllama", ["kind=lora", "targets=[lm_head,embed_tokens]"]),  # one has more rows than the other
+    ("llava", ["kind=lora", "extra=[model.language_model.embed_tokens]"]),  # tables with another path in the files
+    ("qwen2_vl", ["kind=lora", "extra=[model.language_model.embed_tokens]"]),
+    ("qwen2_vl", ["kind=freeze", "extra=[model.language_model.embed_tokens]"]),
+    ("nemotron_h", ["kind=lora", "targets=[model.embeddings]"]),
+    ("janus", ["kind=lora", "targets=[embed_tokens]"]),  # with a taller table of something else
+    ("molmo2", ["kind=lora"]),  # files that divide matrices otherwise
+    ("molmo2", ["kind=lora", "targets=[q_proj,embed_tokens]"]),
+    ("deepseek_v4", ["kind=full"]),
+    ("deepseek_v4", ["kind=lora", "extra=[lm_head]"]),
+    ("deepseek_v4", ["kind=lora", "experts=true"]),
+    ("hy_v3", ["kind=full"]),
+    ("step3p7", ["kind=full"]),
+    ("step3p7", ["kind=lora", "experts=true"]),
 ])  # fmt: skip
 def test_as_many_learn_as_planned(model_type: str, tuner: list[str], tmp_path: Path) -> None:
     model = tiny.tiny_model(model_type)
     model.save_pretrained(tmp_path / "model")
     words = [f"tuner.{word}" for word in tuner]
     run = config.run(config.override([f"model.path={tmp_path / 'model'}", "data.train=[rows]", *words]))
+    found = forecast(run, tmp_path)
+    tuned: Any = run.tuner.attach(model, tmp_path)
+    assert found and found.plan.trainable == sum(p.numel() for p in tuned.parameters() if p.requires_grad)
+
+
+def test_as_many_experts_as_there_may_be_are_planned_at_once(tmp_path: Path) -> None:
+    layers, experts, shape = 61, 256, (8, 64)
+    names = [f"model.layers.{layer}.mlp.experts.{expert}.{kind}.weight" for layer in range(layers)
+             for expert in range(experts) for kind in ("gate_proj", "up_proj", "down_proj")]  # fmt: skip
+    apart = {name: shape[::-1] if "down" in name else shape for name in names} | {"model.embed_tokens.weight": (99, 64)}
+    begun = time.process_time()
+    stacked = as_loaded(apart, "deepseek_v3")
+    assert stacked["model.layers.60.mlp.experts.down_proj"] == (experts, 64, 8)
+    assert len(stacked) == 3 * layers + 1 and sum(map(math.prod, stacked.values())) == 512 * len(names) + 99 * 64
+    run = config.run(config.override(["data.train=[rows]", "tuner.experts=true"]))
+    assert plan(run, Shapes(stacked, {}), "cpu").trainable == layers * experts * 16 * (2 * (64 + 8) + 8)
+    assert time.process_time() - begun < 1
+
+
+@pytest.mark.parametrize("tuner", [["extra=[transformer.wte]"], [r"targets=['transformer\.h\.0\..*c_attn']"]])
+def test_gpt_2_by_the_names_of_its_first_files(tuner: list[str], tmp_path: Path) -> None:
+    model = tiny.tiny_model("gpt2")
+    model.save_pretrained(tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    save_file({name.removeprefix("transformer."): weight for name, weight in load_file(file).items()}, file)
+    words = [f"model.path={tmp_path / 'model'}", "data.train=[rows]", *(f"tuner.{word}" for word in tuner)]
+    run = config.run(config.override(words))
     found = forecast(run, tmp_path)
     tuned: Any = run.tuner.attach(model, tmp_path)
     assert found and found.plan.trainable == sum(p.numel() for p in tuned.parameters() if p.requires_grad)

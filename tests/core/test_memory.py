@@ -360,13 +360,12 @@ def test_forecast_of_a_folder_and_of_a_model_that_is_not_here(tiny_model: Path, 
 
 
 def test_names_that_only_the_model_in_memory_has_give_no_plan(tmp_path: Path) -> None:
-    """GPT-2's files on the hub name no transformer before their blocks."""
     model = model_of("gpt2")
     shapes_of(model, tmp_path)
     run = run_of(f"model.path={tmp_path}", r"tuner.targets=['transformer\.h\..*c_attn']")
     assert forecast(run, tmp_path)
     file = tmp_path / "model.safetensors"
-    save_file({name.removeprefix("transformer."): weight for name, weight in load_file(file).items()}, file)
+    save_file({name.replace("transformer.", "trunk."): weight for name, weight in load_file(file).items()}, file)
     assert forecast(run, tmp_path) is None and unforeseen(run, tmp_path).code == "memory.names"
     assert unforeseen(config.run({"model": {"path": "nobody/nothing"}}), tmp_path).code == "memory.unknown"
 
