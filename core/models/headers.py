@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from core.errors import InputError
@@ -26,11 +26,11 @@ class Tensor:
     dtype: str
     shape: tuple[int, ...]
 
-    @property
+    @cached_property
     def size(self) -> int:
         return math.prod(self.shape)
 
-    @property
+    @cached_property
     def bytes(self) -> int:
         return self.size * _width(self.dtype) // 8
 
@@ -85,7 +85,7 @@ def _header(file: Path, size: int, written: int, place: str) -> dict[str, Tensor
         text = stream.read(length)
     try:
         entries = {key: value for key, value in json.loads(text).items() if key != "__metadata__"}
-        found = {key: Tensor(str(entry["dtype"]), tuple(map(int, entry["shape"]))) for key, entry in entries.items()}
+        found = {key: _tensor(str(entry["dtype"]), tuple(map(int, entry["shape"]))) for key, entry in entries.items()}
         spans = [tuple(map(int, entry["data_offsets"])) for entry in entries.values()]
         end = max((end for _, end in spans), default=0)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
@@ -105,6 +105,12 @@ def unsafe_file(folder: Path) -> str:
     """Return the name of a file with weights in a format that is never opened; empty when there is none."""
     files = sorted(path.name for path in folder.iterdir() if path.suffix in UNSAFE and path.stem != "training_args")
     return files[0] if files else ""
+
+
+@lru_cache(maxsize=1 << 12)
+def _tensor(dtype: str, shape: tuple[int, ...]) -> Tensor:
+    """Return an entry that all weights share that are alike: of experts there may be thousands."""
+    return Tensor(dtype, shape)
 
 
 def _width(dtype: str) -> int:
