@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from core.models.shapes import Linear, Shapes, named
+from core.errors import InputError
+from core.models.inspect import has_experts
+from core.models.shapes import APART, EXPERT, Linear, Shapes, named
 from core.models.tables import HEAD, ROWS, tables, with_bias
 
 
@@ -54,12 +56,21 @@ def beside_experts(shapes: Shapes, rank: int) -> dict[str, tuple[int, ...]]:
     """Return name -> shape of what LoRA of this rank adds to the stacked weights of experts."""
     found: dict[str, tuple[int, ...]] = {}
     for block in shapes.linears:
-        firsts = {_holder(one): one for one in reversed(block) if one.of_expert and not one.last}
-        for linear in (one for one in block if one.of_expert):
+        of_text = [one for one in block if one.of_expert and not APART.search(one.name)]
+        firsts = {_holder(one): one for one in reversed(of_text) if not one.last}
+        for linear in of_text:
             found[f"{linear.name}.lora_B"] = (linear.rows, linear.count * rank)
             if linear.last or linear is firsts.get(_holder(linear)):  # in memory gate and up are one matrix, with one A
                 found[f"{linear.name}.lora_A"] = (linear.count * rank, linear.columns)
     return found
+
+
+def check_experts(shapes: Shapes) -> None:
+    """Raise InputError for a model without experts that adapters can be put on."""
+    if not has_experts(shapes.config):
+        raise InputError("lora.no_experts", "tuner.lora.experts", model=shapes.type)
+    if any(EXPERT.search(name) for name in shapes.tensors) and not beside_experts(shapes, 1):
+        raise InputError("lora.experts_in_one", "tuner.lora.experts", model=shapes.type)
 
 
 def _holder(linear: Linear) -> str:

@@ -10,6 +10,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from core.errors import InputError
+from core.models.shapes import APART
 
 COEFFICIENTS = ("router_aux_loss_coef", "aux_loss_coef")
 
@@ -22,13 +23,14 @@ def experts(model: torch.nn.Module) -> list[str]:
 def parameters(model: PreTrainedModel) -> list[str]:
     """Return the stacked weights of experts, (experts, out, in) or (experts, in, out), as names that an adapter takes.
 
-    They are cut to two parts, experts.down_proj, where these mean the same weights in every layer.
+    Those for images, as Ernie-VL has them, are left alone. Names are cut to two parts, experts.down_proj, where these
+    mean the same weights in every layer.
     """
     held = {f"{name}.": None for name in experts(model)}
     found = [
         name
         for name, weight in model.named_parameters()
-        if weight.ndim == 3 and f"{name.rpartition('.')[0]}." in held
+        if weight.ndim == 3 and f"{name.rpartition('.')[0]}." in held and not APART.search(name)
     ]  # fmt: skip
     lasts = sorted({".".join(name.split(".")[-2:]) for name in found})
     meant = [name for name, _ in model.named_parameters() if name.endswith(tuple(f".{last}" for last in lasts))]
@@ -38,7 +40,8 @@ def parameters(model: PreTrainedModel) -> list[str]:
 def stacked(model: PreTrainedModel) -> list[str]:
     """Return the stacked weights of the experts that get an adapter; raise InputError where there are none."""
     if not (found := parameters(model)):
-        raise InputError("lora.no_experts", "tuner.lora.experts", model=model.config.model_type)
+        code = "lora.experts_in_one" if experts(model) else "lora.no_experts"
+        raise InputError(code, "tuner.lora.experts", model=model.config.model_type)
     return found
 
 

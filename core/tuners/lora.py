@@ -13,7 +13,7 @@ from pydantic import field_validator, model_validator
 from core.errors import InputError
 from core.files import aside
 from core.models import added
-from core.models.inspect import has_experts, inspect_adapter
+from core.models.inspect import inspect_adapter
 from core.models.jsons import read_json
 from core.models.shapes import Linear, Shapes, named, taken_for_experts
 from core.models.tables import ends
@@ -158,8 +158,8 @@ class Lora(Tuner):
         check_names(shapes, self.extra, "tuner.lora.extra")
         check_targets(shapes, self.targets, "tuner.lora.targets")
         check_layers(shapes, self.targets, self.layers)
-        if self.experts and not has_experts(shapes.config):
-            raise InputError("lora.no_experts", "tuner.lora.experts", model=shapes.type)
+        if self.experts:
+            added.check_experts(shapes)
         sides = [min(one.rows, one.columns) for one in self._linears(shapes)] if self.pissa else []
         if self.rank > (limit := min(sides, default=self.rank)):
             raise InputError("lora.pissa_rank", "tuner.lora.rank", rank=self.rank, limit=limit)

@@ -52,6 +52,7 @@ from tests.core import tiny
     ("hy_v3", ["kind=full"]),
     ("step3p7", ["kind=full"]),
     ("step3p7", ["kind=lora", "experts=true"]),
+    ("ernie4_5_vl_moe", ["kind=lora", "experts=true"]),
 ])  # fmt: skip
 def test_as_many_learn_as_planned(model_type: str, tuner: list[str], tmp_path: Path) -> None:
     model = tiny.tiny_model(model_type)

@@ -201,6 +201,24 @@ def test_adapters_on_experts_learn_and_come_back(mixture: Callable[[str], Path],
     assert (logits(exported) - trained).abs().max() <= 1e-4
 
 
+def test_experts_for_images_get_no_adapter(tmp_path: Path) -> None:
+    tuned: Any = Lora(rank=2, experts=True).attach(tiny_moe("ernie4_5_vl_moe"), tmp_path)
+    of_experts = {name for name, p in tuned.named_parameters() if p.requires_grad and "moe.experts" in name}
+    assert of_experts and all(".text_moe.experts" in name for name in of_experts)
+    tuned.save_pretrained(tmp_path / "adapter")
+    again = load_adapter(tiny_moe("ernie4_5_vl_moe"), tmp_path / "adapter", "again")
+    assert of_experts == {name.replace(".again", ".default") for name, _ in again.named_parameters()
+                          if "lora_" in name and "moe.experts" in name}  # fmt: skip
+
+
+def test_experts_in_one_matrix_are_told_of_before_the_start_and_after(tmp_path: Path) -> None:
+    model, tuner = tiny_moe("dbrx"), Lora(rank=2, experts=True)
+    for ask in (lambda: tuner.check(shapes_of(model, tmp_path)), lambda: tuner.attach(model, tmp_path)):
+        with pytest.raises(InputError) as caught:
+            ask()
+        assert (caught.value.code, caught.value.params) == ("lora.experts_in_one", {"model": "dbrx"})
+
+
 def test_what_adapters_on_experts_can_not_be_is_refused_before_the_start() -> None:
     for settings, code in (
         (["tuner.dropout=0.1"], "lora.experts"),
