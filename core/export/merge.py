@@ -29,6 +29,7 @@ from core.models.adapters import load_adapter, tokenizer_of
 from core.models.device import DTYPES
 from core.models.inspect import inspect
 from core.models.loading import load, load_model, model_folder
+from core.models.packed import SHARED
 from core.models.senses import keep
 from core.models.vocabulary import embedding_rows
 from core.sections import Hardware, Model
@@ -53,7 +54,7 @@ class Source:
     dtype: torch.dtype
     """Number format of the file: as chosen in the settings, else that of the stored weights."""
     bytes: int
-    """The file will have about so many."""
+    """The file will have at least so many; 0 where modules share weights, which files may hold once or for each."""
 
 
 def export(job: Export, context: Context) -> dict[str, Any]:
@@ -90,10 +91,11 @@ def _write_and_compare(job: Export, source: Source, aside: Path, context: Contex
     _phase(context, "merge")
     model, before = _merge(model, source.adapter, probe_B_T)
     _compare(before, logits(model, probe_B_T), "merge")
+    parameters = model.num_parameters()
+    _check_space(aside, parameters * source.dtype.itemsize)
     _round(model, source.dtype)
     merged = logits(model, probe_B_T)
     _phase(context, "write")
-    parameters = model.num_parameters()
     _write(model, tokenizer, source.dtype, aside, job.shard_gb)
     if head:
         value_head.save(head, aside)
@@ -134,7 +136,7 @@ def _source(job: Export, context: Context) -> Source:
         model, adapter = job.model, folder
         facts = inspect(model_folder(model, context.workspace))
     dtype = DTYPES.get(job.model.precision) or STORED.get(facts.dtype, torch.float32)
-    return Source(model, adapter, dtype, facts.parameters * dtype.itemsize)
+    return Source(model, adapter, dtype, 0 if facts.model_type in SHARED else facts.parameters * dtype.itemsize)
 
 
 def _head(folder: Path, model: PreTrainedModel) -> value_head.ValueHead | None:

@@ -18,7 +18,7 @@ from core.models.inspect import inspect
 from core.models.loading import load_model
 from core.sections import Hardware, Model
 from core.workspace import tuned
-from tests.core.models_fixtures import ASK, context, make_adapter, make_model, told
+from tests.core.models_fixtures import ASK, context, make_adapter, make_model, make_tokenizer, told
 from tests.core.tiny import tiny_model
 
 CPU = Hardware(device="cpu")
@@ -191,6 +191,31 @@ def test_refused(room, tmp_path, monkeypatch, source, prepare, code, place):
         export(job(source, folder=str(tmp_path / "out")), at)
     assert (caught.value.code, caught.value.place) == (code, place)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("targets", [["q_proj"], ["q_proj", "lm_head"]])
+def test_room_is_asked_for_as_much_as_is_written(tmp_path, monkeypatch, targets):
+    """What layers share is written once, or for each where an adapter at the head has them parted."""
+    model = tiny_model("zamba")
+    model.resize_token_embeddings(264)
+    model.save_pretrained(tmp_path / "base")
+    make_tokenizer().save_pretrained(tmp_path / "base")
+    make_adapter(tmp_path / "runs" / "tuned" / "adapter", tmp_path / "base", target_modules=targets)
+    if "lm_head" not in targets:  # files that hold it for each, as other tools write them
+        for_each = {name: weight.clone() for name, weight in model.state_dict().items()}
+        save_file(for_each, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
+    with context(tmp_path, "measured") as at:
+        written = 4 * export(job("tuned"), at)["parameters"]
+    held = sum(weight.nbytes for weight in load_file(at.folder / "model" / "model.safetensors").values())
+    assert held == written and (written > 4 * model.num_parameters()) == ("lm_head" in targets)
+    free = [merge.SPARE_BYTES + written - 1]
+    monkeypatch.setattr(merge.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(free[0], 0, free[0]))
+    with context(tmp_path, "too little") as at, pytest.raises(InputError) as caught:
+        export(job("tuned"), at)
+    assert caught.value.code == "disk.full" and [path.name for path in at.folder.glob("*model*")] == []
+    free[0] += 1
+    with context(tmp_path, "enough") as at:
+        export(job("tuned"), at)
 
 
 @pytest.mark.parametrize("settings", [
