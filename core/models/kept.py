@@ -31,12 +31,13 @@ QK_NORM = re.compile(r"\.[qk](_layer)?_?norm\.")
 
 
 def activations(
-    run: Run, shapes: Shapes, learns: Mapping[str, tuple[int, ...]], device: str, *, half: bool
+    run: Run, shapes: Shapes, learns: Mapping[str, tuple[int, ...]], device: str, *, half: bool, packed: bool
 ) -> tuple[int, int]:
     """Return (bytes that autograd keeps of a batch, bytes that layers give and glibc may hold).
 
     The second are those that it would keep if it threw nothing away to save room; scores of attention are left out, and
-    half of scans: all have one size, so that one fits where another was.
+    half of scans: all have one size, so that one fits where another was. Of packed layers, what the tuner keeps beside
+    them is left out, too: it is the weights unpacked for a moment that leave room that nothing fits in.
 
     Counted from the first block on in which something learns.
     """
@@ -54,13 +55,13 @@ def activations(
     width = shapes.embedding[1]
     ends = 2 * 4 * width * tokens  # the last norm and the head
     if (end := head(shapes)).name in {name.rpartition(".")[0] for name in learns if name not in shapes.tensors}:
-        for_token, for_all = run.tuner.beside(end)
-        ends += count.width * (for_token * tokens + for_all)
+        ends += count.beside([end], tokens)
     whole = int(sum(blocks) + ends)
     scans = [count.scan(block) for block in shapes.blocks[begins:]]
     back = SCORES_BACK * count.matrix + max((back for _, back in scans), default=0)
     one = max(blocks, default=0) + ends + back * tokens
     given = int(whole - (len(blocks) * count.scores + sum(kept for kept, _ in scans) / 2) * tokens)
+    given -= packed * sum(count.beside(linears, tokens) for linears in shapes.linears[begins:])
     if run.training.offload_activations and device != "cpu":  # they wait elsewhere, but for what is computed just now
         return int(one), given
     if run.training.gradient_checkpointing:
@@ -98,17 +99,19 @@ class _Count:
         made = sum(linear.columns * linear.active * self.width * self._made(linear, linears)
                    for linear in linears if linear.last)  # fmt: skip
         taken: dict[object, float] = {}
-        beside, once = 0.0, 0.0
         for linear in linears:
             if linear.name in self.modules:
                 own = self.half or self.mask or linear.last
                 key = linear.name if own else (linear.name.rpartition(".")[0], linear.columns)
                 taken[key] = linear.columns * linear.active * (self.width + self.mask)
-                for_token, for_all = self.tuner.beside(linear)
-                beside, once = beside + for_token * self.width, once + for_all * self.width
-        a_token = given + made + sum(taken.values()) + beside + self._norms(block, linears)
+        a_token = given + made + sum(taken.values()) + self._norms(block, linears)
         a_token += self.scores + self.dropped + self.scan(block)[0]
-        return a_token * tokens + once
+        return a_token * tokens + self.beside(linears, tokens)
+
+    def beside(self, linears: Sequence[Linear], tokens: int) -> int:
+        """Return the bytes that the tuner keeps beside these layers."""
+        found = [self.tuner.beside(linear) for linear in linears if linear.name in self.modules]
+        return self.width * sum(for_token * tokens + for_all for for_token, for_all in found)
 
     def _made(self, last: Linear, linears: Sequence[Linear]) -> int:
         """Return how often what a last layer takes is kept by what made it: attention, an activation, a gate."""

@@ -102,7 +102,7 @@ def plan(run: Run, shapes: Shapes, device: str, stored: int = 0, *, bf16: bool =
     tokens = run.stage.together(run.training.batch_size) * run.data.cutoff
     copies = _copies(run, shapes, learns, own, whole=width == 4 and not packed) if half and not pure else 0
     turns = run.optimizer.turns(learns, shapes)
-    kept, given = max(activations(run, shapes, turn, device, half=half) for turn in turns)
+    kept, given = max(activations(run, shapes, turn, device, half=half, packed=packed) for turn in turns)
     gradients = run.optimizer.gradient_bytes(learns, shapes, own_width)
     copy, head_gradient, passes = max(_passing(run, shapes, turn, width, own_width, half=half) for turn in turns)
     again = gradients if run.training.accumulation > 1 else 0  # held while the next batch is computed

@@ -13,7 +13,7 @@ from core.models.loading import load_model
 from core.models.memory import plan
 from core.sections import Hardware, Model
 from tests.core.seeing import make_llava
-from tests.core.test_memory import run_of, shapes_of
+from tests.core.test_memory import model_of, run_of, shapes_of
 from tests.core.tiny import AUTO, tiny_model
 
 
@@ -48,3 +48,12 @@ def test_files_that_were_packed_from_are_let_go(quantizer: str, tmp_path: Path) 
     settings = Model.model_validate({"path": str(make_llava(tmp_path / "llava")), "quantizer": {"kind": quantizer}})
     loaded = load_model(settings, tmp_path, Hardware(device="cpu"), training=True)
     assert held(loaded) and str(tmp_path) not in Path("/proc/self/maps").read_text()
+
+
+def test_glibc_holds_no_more_above_packed_weights_for_what_a_tuner_keeps(tmp_path: Path) -> None:
+    shapes, few = shapes_of(model_of("llama"), tmp_path), "model.quantizer.kind=bnb_4bit"
+    plain, packed = ([plan(run_of(f"tuner.dora={dora}", *words), shapes, "cpu") for dora in ("false", "true")]
+                     for words in ([], [few]))  # fmt: skip
+    assert packed[1].activations > 1.5 * packed[0].activations
+    assert packed[1].heap == packed[0].heap
+    assert plain[1].heap > 1.5 * plain[0].heap
