@@ -5,7 +5,7 @@ Kept as value_head.safetensors beside an adapter or a model; no other format is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from core.errors import InputError
+from core.files import aside
 from core.models.headers import header
 from core.models.inspect import HEAD, head_file
 
@@ -41,9 +42,17 @@ class ValueHead(torch.nn.Linear):
             return super().forward(input.float()).squeeze(-1)
 
 
-def attach(model: PreTrainedModel | PeftModel) -> ValueHead:
-    """Lay a new head beside a model, as a part of it that learns; return it."""
-    head = ValueHead(width(model)).to(model.device)
+def attach(model: PreTrainedModel | PeftModel, kept: Path, begun: Iterable[tuple[Path, str]]) -> ValueHead:
+    """Lay a head beside a model, as a part of it that learns; return it.
+
+    kept: a folder where the head is left as it begins; one that is there already is taken. Else it is that of the
+    first of the folders in `begun`, each with the place of its setting, that has one, or a new one.
+    """
+    folders = [(kept, "")] if kept.is_dir() else [(folder, at) for folder, at in begun if any(folder.glob(f"{NAME}.*"))]
+    head = load(model, *folders[0]) if folders else ValueHead(width(model)).to(model.device)
+    if not kept.is_dir():
+        with aside(kept) as writing:
+            save(head, writing)
     model.add_module(NAME, head)
     return head
 

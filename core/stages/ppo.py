@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 class Ppo(Stage):
     """PPO
     Let the model answer, judge its answers, and make good ones likelier, with a value head that foretells what an
-    answer will be worth. One base in memory plays all parts."""
+    answer will be worth. It goes on from that of the adapter to start from, or of the model, where one lies there:
+    of PPO, or of a reward model. One base in memory plays all parts."""
 
     kind: Literal["ppo"] = "ppo"
     wanted: ClassVar = ("answer",)

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 class Rm(Stage):
     """Reward model
-    Learn from comparisons to give the better answer the higher number: the judge that PPO learns from."""
+    Learn from comparisons to give the better answer the higher number: the judge that PPO learns from. The value head
+    that gives the number goes on from that of the adapter to start from, or of the model, where one lies there."""
 
     kind: Literal["rm"] = "rm"
     wanted: ClassVar = ("ranking",)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from inspect import isfunction
+from pathlib import Path
 from typing import Any, cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
@@ -21,7 +22,7 @@ from core.training.fit import fit
 from core.training.objective import Objective
 from core.training.phases import Phases
 from core.training.preference import undropped
-from core.workspace import Context
+from core.workspace import Context, tuned
 
 Prepare = Callable[[Any, PreTrainedTokenizerBase], tuple[Any, Objective]]
 
@@ -32,8 +33,8 @@ def train(
     """Train, save and return the metrics.
 
     objective: what is minimised, or a function that makes it, and what else the model needs for it, of the model and
-    the tokenizer. values: a value head is laid beside the model, learns with it and is saved. options: how rows are
-    encoded, as data.batch.load takes it.
+    the tokenizer. values: a value head is laid beside the model, learns with it and is saved: that of what the run
+    begins with, where it has one. options: how rows are encoded, as data.batch.load takes it.
     """
     phases, team = Phases(context), context.team
     with team.in_turn():
@@ -57,7 +58,8 @@ def train(
         if isfunction(objective):
             model, objective = objective(model, tokenizer)
         if values:
-            value_head.attach(model)
+            with team.in_turn():
+                value_head.attach(model, context.folder / "head", _begun(run, context))
         steps = fit(run, context, model, lessons, tokenizer, cast(Objective, objective))
         if run.data.streaming:
             phases.warn_of(lessons.counts, run.data.cutoff)
@@ -69,6 +71,14 @@ def train(
                 metrics = _keep(run, context, model, tokenizer, steps, head)
         team.wait()
         return metrics
+
+
+def _begun(run: Run, context: Context) -> Iterator[tuple[Path, str]]:
+    """Yield where a value head from before may lie, each with the place of its setting: the last adapter, the model."""
+    for name in run.tuner.starts()[-1:]:
+        place = f"tuner.{run.tuner.kind}.start"
+        yield tuned(name, context.workspace, place), place
+    yield model_folder(run.model, context.workspace), "model.path"
 
 
 def _keep(

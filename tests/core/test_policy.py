@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM, MixtralConfig, Mixtral
 
 from core import config, preflight
 from core.data.encode import IGNORED
-from core.errors import InputError
+from core.errors import InputError, Stopped
 from core.rewards import Reward
 from core.team import Team
 from core.training import judging, policy
@@ -22,10 +23,11 @@ from core.training.exploring import Exploring
 from core.training.judging import Answer, by_rule
 from core.training.policy import Experience
 from tests.conftest import copy_of, write_rows
-from tests.core.helpers import of_type, train, weights
+from tests.core.helpers import digest, of_type, train, weights
 
 MakeRun = Callable[..., Path]
 GIVEN = ["training.batch_size=8", "stage.drawing.max_new_tokens=8", "training.warmup=0", "data.eval_share=0"]
+LENGTH = ["stage.reward.by=length", "stage.reward.length=5"]
 
 
 @pytest.fixture
@@ -373,6 +375,47 @@ def test_a_judge_that_cannot_share_the_base_is_refused_by_its_files(
             with pytest.raises(InputError) as caught:
                 check()
             assert (caught.value.code, caught.value.place) == (code, place)
+
+
+@pytest.mark.parametrize(("stage", "tuner", "how"), [
+    ("rm", "lora", ["tuner.start=[first]", "tuner.go_on=true"]), ("rm", "lora", ["tuner.start=[first]"]),
+    ("rm", "full", ["model.path={first}/model"]), ("ppo", "lora", ["tuner.start=[first]", "tuner.go_on=true"]),
+])  # fmt: skip
+def test_a_value_head_goes_on_from_that_of_what_the_run_begins_with(
+    make_run: MakeRun, workspace: Path, stage: str, tuner: str, how: list[str]
+) -> None:
+    """It tells what it told; a run that is resumed needs the first one no more."""
+    few = few_pairs(workspace / "few") if stage == "rm" else [*GIVEN, *LENGTH, "training.batch_size=2"]
+    given = [f"stage={stage}", f"tuner.kind={tuner}", *few]
+    train(first := make_run("first", *given, "training.max_steps=1"))
+    slowly = ["optimizer.learning_rate=1e-9", "training.seed=1", "training.max_steps=3"]
+    again = [*given, *(each.format(first=first) for each in how), *slowly]
+    train(whole := make_run("whole", *again))
+    saved = "model" if tuner == "full" else "adapter"
+    one, other = (load_file(run / saved / "value_head.safetensors") for run in (first, whole))
+    assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in ("weight", "bias"))
+    with pytest.raises(Stopped):
+        train(broken := make_run("broken", *again), stop_at=2)
+    (first / saved / "value_head.safetensors").unlink()
+    if saved == "adapter":
+        shutil.rmtree(first)
+    train(broken)
+    assert digest(broken / saved) == digest(whole / saved)
+
+
+@pytest.mark.parametrize("where", ["tuner.lora.start", "model.path"])
+def test_a_value_head_that_does_not_fit_what_the_run_begins_with_is_refused(
+    make_run: MakeRun, workspace: Path, bold: Path, where: str
+) -> None:
+    given = ["stage=rm", *few_pairs(workspace / "few")]
+    train(first := make_run("first", *given))
+    begun = first / "adapter" if where == "tuner.lora.start" else bold
+    how = "tuner.start=[first]" if begun != bold else f"model.path={bold}"
+    for code, tensor in (("unfit", torch.ones(1, 8)), ("not_finite", torch.full((1, 64), torch.nan))):
+        save_file({"weight": tensor, "bias": torch.zeros(1)}, begun / "value_head.safetensors")
+        with pytest.raises(InputError) as caught:
+            train(make_run(code, *given, how))
+        assert (caught.value.code, caught.value.place) == (f"value_head.{code}", where)
 
 
 def test_a_judge_must_know_new_tokens(make_run: MakeRun, workspace: Path) -> None:
