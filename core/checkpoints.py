@@ -43,6 +43,8 @@ class Store:
     """Files with the state of the optimizer."""
     model: str = ""
     """Identity of the model that learns."""
+    judge: str = ""
+    """Identity of the reward model that it learns from; "" where there is none."""
 
     @property
     def folder(self) -> Path:
@@ -60,7 +62,7 @@ class Store:
         """
         written = self.writing / f"checkpoint-{step}"
         (written / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody needs
-        manifest = {"step": step, "run": self._settings(), "data": self.data, "model": self.model,
+        manifest = {"step": step, "run": self._settings(), "data": self.data, "model": self.model, "judge": self.judge,
                     "processes": self.processes, "state": sorted(self.state), "files": _sums(written)}  # fmt: skip
         (written / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         flush(written)
@@ -73,8 +75,8 @@ class Store:
     def newest(self, events: Writer) -> tuple[Path, int] | None:
         """Return (the newest checkpoint that is whole, its step), None where there is none.
 
-        Raises InputError when the settings, the data, the model or the number of processes have changed since it was
-        written.
+        Raises InputError when the settings, the data, the model, the reward model or the number of processes have
+        changed since it was written.
         """
         self.clear()
         found = newest_good(self.folder, events)
@@ -87,6 +89,8 @@ class Store:
             raise InputError("data.changed", "data", run=self.run.name)
         if manifest.get("model", self.model) != self.model:  # earlier versions told none
             raise InputError("model.changed", "model.path", run=self.run.name)
+        if manifest.get("judge", self.judge) != self.judge:
+            raise InputError("reward.changed", "stage", run=self.run.name)
         if (before := manifest.get("processes", 1)) != self.processes:
             raise InputError("run.processes", "launcher", run=self.run.name, before=before, now=self.processes)
         return found, manifest["step"]

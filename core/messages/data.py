@@ -26,6 +26,7 @@ DATA: dict[str, str] = {
     "reward.slow": "The pattern {pattern} takes more than a second on an answer. Choose a simpler one.",
     "reward.adapter": "The reward model {judge} is an adapter, which can only stand beside another of its kind ({kind}). Choose that as the method, or a reward model that was tuned whole.",
     "reward.changed_base": "The reward model {judge} is an adapter of the base as it is, which PiSSA, LoftQ and adapters to start from change: its numbers would mean nothing. Train without them, or choose a reward model that was tuned whole. To go on from adapters, export them merged, and train both the reward model and this run above that.",
+    "reward.changed": "The reward model is no longer the one that “{run}” began with. Put it back, or start a new run.",
     "reward.tables": "The reward model {judge} and this run learn new tokens in different ways: one only their rows, the other whole tables. Name the same modules that learn whole in both.",
     "reward.base": "The reward model {judge} is an adapter of another base ({base}), above which its numbers mean nothing. Choose that base as the model, or a reward model of this one.",
     "reward.tokenizer": "The reward model {judge} knows other tokens than the model that learns ({token} for one), so it would read other words than were written. Choose one with the same tokenizer.",

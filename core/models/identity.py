@@ -1,11 +1,13 @@
-"""What tells a model from another: sums over its config, its tokenizer and the ends of its weights. Cold."""
+"""What tells a model, or a reward model, from another: sums over config, tokenizer and the ends of weights. Cold."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from core.models.headers import weight_files
+from core.models.inspect import head_file
 
 SMALL = ("config.json", "*token*.json", "vocab.*", "merges.txt", "*.model", "chat_template.*", "*processor_config.json")
 """Files that are read whole."""
@@ -15,11 +17,22 @@ END = 1 << 20
 
 def identity(folder: Path) -> str:
     """Return a sha256 that another model in the folder, or another chat template, would not have."""
+    return _sum(folder, weight_files(folder, "model.path"))
+
+
+def of_judge(folder: Path) -> str:
+    """Return a sha256 that another reward model in the folder, an adapter or a whole model, would not have."""
+    own = [folder / name for name in ("adapter_config.json", "adapter_model.safetensors")]
+    weights = weight_files(folder, "stage") if (folder / "config.json").exists() else own
+    return _sum(folder, [*weights, head_file(folder, "stage")])
+
+
+def _sum(folder: Path, weights: Sequence[Path]) -> str:
     total = hashlib.sha256()
     for path in sorted({path for pattern in SMALL for path in folder.glob(pattern)}):
         with path.open("rb") as file:
             total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-    for path in weight_files(folder, "model.path"):
+    for path in weights:
         size = path.stat().st_size
         with path.open("rb") as file:
             total.update(f"{path.name} {size}".encode() + file.read(END))

@@ -22,7 +22,7 @@ from core.data.stream import Stream
 from core.errors import InputError, NotFinite, Stopped
 from core.models import damage, liger
 from core.models.device import pick_device
-from core.models.identity import identity
+from core.models.identity import identity, of_judge
 from core.models.loading import model_folder
 from core.models.moe import balance
 from core.models.precision import narrow, upcast_logits, upcast_norms
@@ -43,7 +43,7 @@ from core.training.shared import ExploringTogether, Shared
 from core.training.stall import Watchdog
 from core.training.watch import Watch
 from core.tuners import quantized
-from core.workspace import Context
+from core.workspace import Context, tuned
 
 Rows = Encoded | Packed | Pairs | Prompts
 Collator = Flat | Padder | Sides | Apart | Asked
@@ -65,7 +65,8 @@ def fit(
     length = 0 if isinstance(train, Stream) else len(train)  # of a stream the step limit is known
     total = total_steps(length, run.training, team.size, even=run.stage.draws)
     began = identity(model_folder(run.model, context.workspace))
-    store = Store(context.folder, lessons.fingerprint, run.saving.keep, team.size, run.launcher.state, began)
+    told_by = of_judge(tuned(judge, context.workspace)) if (judge := run.stage.judge()) else ""
+    store = Store(context.folder, lessons.fingerprint, run.saving.keep, team.size, run.launcher.state, began, told_by)
     size, counts = _size(model), _count(model, lessons, total, 2 if objective.paired else 1)
     found = _found(run, store, context, size)
     best = Best(run.watching, next(iter(held_out), ""), found and found[0], lambda: _make_room(store, context, size))

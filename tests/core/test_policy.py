@@ -418,6 +418,29 @@ def test_a_value_head_that_does_not_fit_what_the_run_begins_with_is_refused(
         assert (caught.value.code, caught.value.place) == (f"value_head.{code}", where)
 
 
+@pytest.mark.parametrize("stage", ["ppo", "grpo"])
+def test_a_run_is_not_gone_on_with_another_judge(make_run: MakeRun, workspace: Path, stage: str) -> None:
+    few = ["stage=rm", *few_pairs(workspace / "few")]
+    train(judge := make_run("judge", *few))
+    judged = ["stage.reward.by=model", "stage.reward.judge=judge", "training.batch_size=2", "training.max_steps=3"]
+    group = ["stage.group=2"] if stage == "grpo" else []
+    folder = make_run("learner", f"stage={stage}", *GIVEN, *judged, *group)
+    with pytest.raises(Stopped):
+        train(folder, stop_at=2)
+    shutil.move(judge, workspace / "was")
+    train(make_run("judge", *few, "training.seed=7"))
+    with pytest.raises(InputError) as caught:
+        train(folder)
+    assert (caught.value.code, caught.value.place) == ("reward.changed", "stage")
+    head = judge / "adapter" / "value_head.safetensors"
+    shutil.copytree(workspace / "was" / "adapter", judge / "adapter", dirs_exist_ok=True)
+    train(folder)
+    head.write_bytes(head.read_bytes()[:-1] + b" ")
+    with pytest.raises(InputError) as caught:
+        train(folder)
+    assert caught.value.code == "reward.changed"
+
+
 def test_a_judge_must_know_new_tokens(make_run: MakeRun, workspace: Path) -> None:
     few, added = few_pairs(workspace / "few"), "model.add_tokens=[Anna]"
     train(make_run("others", "stage=rm", *few, "model.add_tokens=[Bert]"))
