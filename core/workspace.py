@@ -65,14 +65,19 @@ def locate(path: str, workspace: Path, place: str = "") -> Path:
 
 
 def tuned(reference: str, workspace: Path, place: str = "") -> Path:
-    """Return the folder with an adapter or a whole model that a reference means: the name of a run, or a folder."""
+    """Return the folder with an adapter or a whole model that a reference means: a run by its name, or a folder.
+
+    The folder of a run means what it has saved, too.
+    """
     run = workspace / "runs" / reference
-    if re.fullmatch(r"[\w][\w .-]*", reference) and run.is_dir():
-        for name in ("adapter", "model"):
-            if (run / name).is_dir():
-                return run / name
-        raise InputError("run.untuned", place, run=reference)
-    return locate(reference, workspace, place)
+    if not (re.fullmatch(r"[\w][\w .-]*", reference) and run.is_dir()):
+        run = locate(reference, workspace, place)
+        if not (run / "run.yaml").is_file():
+            return run
+    for name in ("adapter", "model"):
+        if (run / name).is_dir():
+            return run / name
+    raise InputError("run.untuned", place, run=run.name)
 
 
 def jailed(path: str, workspace: Path, allowed: tuple[Path, ...] = (), place: str = "") -> Path:

@@ -167,8 +167,12 @@ def test_tuned_means_a_run_or_a_folder(tmp_path):
     with pytest.raises(InputError) as raised:
         tuned("a", tmp_path)
     assert raised.value.code == "run.untuned"
+    with pytest.raises(InputError) as raised:
+        tuned(str(run), tmp_path)
+    assert raised.value.code == "run.untuned"
     (run / "adapter").mkdir()
-    assert tuned("a", tmp_path) == run / "adapter"
+    for reference in ("a", str(run), "runs/a"):
+        assert tuned(reference, tmp_path) == run / "adapter"
     (tmp_path / "mine").mkdir()
     assert tuned("mine", tmp_path) == tmp_path / "mine"
     for path in ("nothing here", "assets/../pyproject.toml"):
