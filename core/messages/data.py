@@ -29,7 +29,7 @@ DATA: dict[str, str] = {
     "reward.changed": "The reward model is no longer the one that “{run}” began with. Put it back, or start a new run.",
     "reward.tables": "The reward model {judge} and this run learn new tokens in different ways: one only their rows, the other whole tables. Name the same modules that learn whole in both.",
     "reward.base": "The reward model {judge} is an adapter of another base ({base}), above which its numbers mean nothing. Choose that base as the model, or a reward model of this one.",
-    "reward.tokenizer": "The reward model {judge} knows other tokens than the model that learns ({token} for one), so it would read other words than were written. Choose one with the same tokenizer.",
+    "reward.tokenizer": "The reward model {judge} knows other tokens than the model that learns ({token} for one), so it would read other words than were written. Choose one with the same tokenizer, and add the same tokens in both runs.",
     "policy.no_weight": "The weight of the distance is 0 and would stay so: there is nothing to steer. Raise it, or set the wanted distance to 0.",
     "dpo.robust": "Robust DPO needs to know how many pairs may be the wrong way round. Set label smoothing, to 0.1 for example.",
     "dpo.smoothing": "Label smoothing does nothing with the loss {loss}. Set it to 0, or choose sigmoid or robust.",

@@ -445,10 +445,19 @@ def test_a_judge_must_know_new_tokens(make_run: MakeRun, workspace: Path) -> Non
     few, added = few_pairs(workspace / "few"), "model.add_tokens=[Anna]"
     train(make_run("others", "stage=rm", *few, "model.add_tokens=[Bert]"))
     train(make_run("with", "stage=rm", *few, added))
+    train(make_run("more", "stage=rm", *few, "model.add_tokens=[Anna, Bert]"))
     judged = ["stage=ppo", "stage.reward.by=model", *GIVEN, added, "training.max_steps=1"]
     with pytest.raises(InputError) as caught:
         train(make_run("unknown", *judged, "stage.reward.judge=others"))
     assert (caught.value.code, caught.value.place) == ("reward.tokenizer", "stage.ppo.reward.judge")
+    for judge, more in (("with", "model.add_tokens=[]"), ("more", added)):
+        folder = make_run(f"without {judge}", *judged, f"stage.reward.judge={judge}", more)
+        job = config.load((folder / "run.yaml").read_text(encoding="utf-8"), "run.yaml")
+        for check in (lambda job=job: preflight.check(job, workspace), lambda folder=folder: train(folder)):
+            with pytest.raises(InputError) as caught:
+                check()
+            assert (caught.value.code, caught.value.place) == ("reward.tokenizer", "stage.ppo.reward.judge")
+            assert ("Anna" if judge == "with" else "Bert") in str(caught.value)
     whole = ["tuner.extra=[embed_tokens,lm_head]", "stage.reward.judge=with"]
     with pytest.raises(InputError) as caught:
         train(make_run("in another way", *judged, *whole))
