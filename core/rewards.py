@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from typing import Literal
 
+from core.patterns import compiled
 from core.schema import Spec, crossed, knob
 
 
@@ -44,6 +44,6 @@ def check(reward: Reward, stage: str) -> None:
     if not getattr(reward, needed):
         raise crossed("reward.missing", f"{place}.{needed}", by=reward.by)
     try:
-        re.compile(reward.pattern)
-    except re.error as error:
+        compiled(reward.pattern)
+    except ValueError as error:
         raise crossed("reward.pattern", f"{place}.pattern", what=str(error)) from None

@@ -18,6 +18,7 @@ from core.errors import InputError
 from core.models.adapter_check import MAX_PATTERN
 from core.models.registry import of_type
 from core.models.shapes import APART, HEADS, Linear, Shapes, called, named, taken_for_experts
+from core.patterns import translated
 
 TABLE = re.compile(r"embed[^.]*$|(^|\.)wpe$")
 FUSED = re.compile(r"\.(mamba|mixer)\.(out_proj|x_proj|dt_proj)$|\.o_a_proj$")
@@ -46,7 +47,7 @@ def ending(targets: list[str]) -> list[str]:
             re.compile(target)
             if len(target) > MAX_PATTERN or "){" in target:  # counts within counts take all the memory
                 raise TimeoutError
-            regex.fullmatch(target, NAME, timeout=SECONDS)
+            regex.fullmatch(translated(target), NAME, timeout=SECONDS)
         except (TimeoutError, RecursionError):
             raise PydanticCustomError("tuner.endless", "a pattern without end", {"given": target[:80]}) from None
         except (re.error, regex.error, OverflowError) as error:
@@ -133,7 +134,7 @@ def fits(name: str, target: str) -> bool:
     names = called(name)
     try:
         ends = any(f".{one}".endswith(f".{target}") for one in names)
-        return ends or any(regex.fullmatch(target, one, timeout=SECONDS) for one in names)
+        return ends or any(regex.fullmatch(translated(target), one, timeout=SECONDS) for one in names)
     except TimeoutError:
         raise InputError("tuner.endless", "tuner", given=target[:80]) from None
     except regex.error:

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import regex
 import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,6 +20,7 @@ from core.errors import InputError
 from core.models import value_head
 from core.models.jsons import read_json
 from core.models.value_head import ValueHead
+from core.patterns import compiled
 from core.rewards import Reward
 from core.training.objective import Batch
 from core.workspace import Context, tuned
@@ -53,7 +53,7 @@ def by_rule(reward: Reward) -> Callable[[Answer], float]:
 
 def _found(pattern: str, text: str) -> float:
     try:
-        return float(regex.search(pattern, text, timeout=SECONDS) is not None)
+        return float(compiled(pattern).search(text, timeout=SECONDS) is not None)
     except TimeoutError:
         raise InputError("reward.slow", "stage", pattern=pattern[:80]) from None
 
