@@ -164,7 +164,7 @@ JOBS: dict[str, str] = {
     "coach.alike": "All answers earn the same reward ({reward} at step {step}), so nothing can be learned from them. Teach the task by examples first (SFT), draw more answers at a higher temperature, or choose a reward that tells better answers from worse ones.",
     "coach.strays": "The model is far from its reference: a divergence of {now} at step {step}. It may please the reward alone: raise the KL coefficient and read some answers.",
     "coach.lengthens": "The reward rises while the length of the answers goes from {first} to {now} tokens (step {step}). The reward may count length: read some answers, or let it punish length.",
-    "coach.pushes_down": "The better answers become less likely, too (reward {now} at step {step}, margin {margin}). Lower the learning rate, raise beta, or mix in the loss of fine-tuning.",
+    "coach.less_likely": "The better answers become less likely, too (reward {now} at step {step}, margin {margin}). Lower the learning rate, or let {settings} hold the better answers more.",
     "device.failed": "The device failed: {what}. Check the driver; resume when the device is back.",
     "device.none": "There is no {device} device on this machine. Choose auto or cpu.",
     "engine.failed": "The engine failed: {what}. console.log in the run's folder has the details.",

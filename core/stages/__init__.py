@@ -27,6 +27,9 @@ class Stage(Spec):
     heads: ClassVar[bool] = False
     """Whether a value head learns in place of the model's own, beside the weights that processes divide."""
 
+    likelier: ClassVar[tuple[str, ...]] = ()
+    """The settings that keep the better answers likely; none where its rewards are no likelihoods."""
+
     @property
     def in_parts(self) -> bool:
         """Whether all it wants of logits is how likely the learned tokens are: many are then made in parts."""

@@ -18,6 +18,7 @@ class Cpo(Stage):
 
     kind: Literal["cpo"] = "cpo"
     wanted: ClassVar = ("ranking",)
+    likelier: ClassVar = ("sft_weight",)
     beta: float = knob(0.1, gt=0, le=100)
     """Beta
     Steepness of the loss. Typical: 0.05 to 0.5."""

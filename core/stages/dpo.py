@@ -20,6 +20,7 @@ class Dpo(Stage):
 
     kind: Literal["dpo"] = "dpo"
     wanted: ClassVar = ("ranking",)
+    likelier: ClassVar = ("beta", "sft_weight")
     loss: Literal["sigmoid", "hinge", "ipo", "robust", "bco_pair"] = knob("sigmoid")
     """Loss
     Sigmoid is DPO itself; hinge stops at a margin; IPO resists learning few pairs by heart; robust expects some pairs

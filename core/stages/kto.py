@@ -18,6 +18,7 @@ class Kto(Stage):
 
     kind: Literal["kto"] = "kto"
     wanted: ClassVar = ("feedback",)
+    likelier: ClassVar = ("beta",)
     beta: float = knob(0.1, gt=0, le=100)
     """Beta
     How strongly the model is held to what it was. Lower it to let it move more. Typical: 0.05 to 0.5."""

@@ -19,6 +19,7 @@ class Orpo(Stage):
 
     kind: Literal["orpo"] = "orpo"
     wanted: ClassVar = ("ranking",)
+    likelier: ClassVar = ("beta",)
     beta: float = knob(0.1, gt=0, le=100)
     """Beta
     Weight of the odds beside the imitation of the better answers. Typical: 0.05 to 0.5."""

@@ -19,6 +19,7 @@ class Simpo(Stage):
 
     kind: Literal["simpo"] = "simpo"
     wanted: ClassVar = ("ranking",)
+    likelier: ClassVar = ("sft_weight",)
     beta: float = knob(2.0, gt=0, le=100)
     """Beta
     Steepness of the loss. Typical: 2 to 2.5, up to 10 for models that were taught to answer."""

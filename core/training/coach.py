@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
@@ -37,9 +37,10 @@ class Advice:
     params: dict[str, Any]
 
 
-def look(state: RunState) -> list[Advice]:
-    """Return what looks wrong now."""
-    return [found for rule in RULES for found in rule(state)]
+def look(state: RunState, likelier: Sequence[str] = ()) -> list[Advice]:
+    """Return what looks wrong now; likelier: the settings that keep better answers likely (Stage.likelier)."""
+    told = [found for rule in RULES for found in rule(state)]
+    return [*told, *_less_likely(state, likelier)] if likelier else told
 
 
 def values(state: RunState, name: str, part: slice = slice(None)) -> list[float]:
@@ -109,7 +110,7 @@ def _lengthens(state: RunState) -> Iterator[Advice]:
         yield Advice("coach.lengthens", "stage", {"first": first, "now": now, "step": state.step})
 
 
-def _pushes_down(state: RunState) -> Iterator[Advice]:
+def _less_likely(state: RunState, likelier: Sequence[str]) -> Iterator[Advice]:
     """The better answers lose more likelihood than the margin gains: less likely than at first, only less so."""
     chosen, margins = (values(state, f"rewards/{name}") for name in ("chosen", "margins"))
     if min(len(chosen), len(margins)) < RECENT:
@@ -117,9 +118,10 @@ def _pushes_down(state: RunState) -> Iterator[Advice]:
     (high, low), (narrow, wide) = ((curve[:LATEST], curve[-LATEST:]) for curve in (chosen, margins))
     fall, gain = sum(high) - sum(low), sum(wide) - sum(narrow)
     if max(low) < min(high) and min(wide) > max(narrow) and fall > gain:
-        yield Advice("coach.pushes_down", "stage", {"now": chosen[-1], "margin": margins[-1], "step": state.step})
+        params = {"now": chosen[-1], "margin": margins[-1], "step": state.step, "settings": ", ".join(likelier)}
+        yield Advice("coach.less_likely", "stage", params)
 
 
 RULES: tuple[Callable[[RunState], Iterator[Advice]], ...] = (
-    _overfits, _spikes, _explodes, _flat, _strays, _alike, _lengthens, _pushes_down,
+    _overfits, _spikes, _explodes, _flat, _strays, _alike, _lengthens,
 )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,14 @@ class Watch(TrainerCallback, ExportableState):
 
     def __init__(
         self, context: Context, training: Training, store: Store, size: int, best: Best, found: Path | None,
-        *, zero_tells: bool,
+        *, zero_tells: bool, likelier: Sequence[str] = (),
     ) -> None:  # fmt: skip
         """found: the checkpoint that the run goes on from.
 
         zero_tells: whether a loss of exactly 0 means that there is nothing to learn. It does not where answers are
-        drawn: all of them may be worth the same, until one is found that is worth more.
+        drawn: all of them may be worth the same, until one is found that is worth more. likelier: as for coach.look.
         """
-        self.zero_tells = zero_tells
+        self.zero_tells, self.likelier = zero_tells, likelier
         self.context, self.training, self.store, self.size, self.best = context, training, store, size, best
         self.losses: list[float] = []
         """Of the steps since the last report."""
@@ -150,7 +151,7 @@ class Watch(TrainerCallback, ExportableState):
 
     def _advise(self) -> None:
         """Tell what looks wrong in the curves, each thing once."""
-        for found in coach.look(self.context.events.state):
+        for found in coach.look(self.context.events.state, self.likelier):
             if found.code not in self.advised:
                 self.advised.add(found.code)
                 self.context.events.write("warning", code=found.code, place=found.place, params=found.params)

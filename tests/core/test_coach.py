@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import random
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from core.events import RunState
 from core.messages import MESSAGES
+from core.schema import variants
+from core.stages import Stage
 from core.training.coach import look
+
+BETA, STAGES = ("beta",), cast(dict[str, type[Stage]], variants("core.stages"))
 
 
 def state(points: list[dict[str, Any]], evals: dict[int, float] | None = None, total: int = 0) -> RunState:
@@ -24,7 +28,7 @@ def state(points: list[dict[str, Any]], evals: dict[int, float] | None = None, t
 
 
 def codes(folded: RunState) -> list[str]:
-    return [found.code for found in look(folded)]
+    return [found.code for found in look(folded, BETA)]
 
 
 def healthy(count: int = 200) -> list[dict[str, Any]]:
@@ -58,15 +62,23 @@ CASES: dict[str, RunState] = {
     "coach.strays": state(metrics(30, objective__kl=lambda step: step, rewards__mean=lambda step: 0.5)),
     "coach.alike": state(metrics(30, rewards__mean=lambda step: 0.0, rewards__std=lambda step: 0.0)),
     "coach.lengthens": state(metrics(30, rewards__mean=lambda step: step, answers__length=lambda step: 20 + 3 * step)),
-    "coach.pushes_down": state(metrics(30, rewards__chosen=lambda step: -step, rewards__margins=lambda step: step / 2)),
+    "coach.less_likely": state(metrics(30, rewards__chosen=lambda step: -step, rewards__margins=lambda step: step / 2)),
 }
 
 
 @pytest.mark.parametrize("code", CASES)
 def test_each_pattern_is_told(code: str) -> None:
     assert codes(CASES[code]) == [code]
-    (found,) = look(CASES[code])
+    (found,) = look(CASES[code], BETA)
     assert "{" not in MESSAGES[code].format_map(found.params)
+
+
+def test_only_stages_whose_rewards_are_likelihoods_are_told_that_answers_become_less_likely() -> None:
+    falling = CASES["coach.less_likely"]
+    for kind, stage in STAGES.items():
+        told = [found.params["settings"] for found in look(falling, stage.likelier)]
+        assert told == ([", ".join(stage.likelier)] if kind in ("cpo", "dpo", "kto", "orpo", "simpo") else [])
+        assert set(stage.likelier) <= set(stage.model_fields)
 
 
 def test_less_than_a_pattern_is_not() -> None:
