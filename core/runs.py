@@ -10,17 +10,18 @@ import fcntl
 import itertools
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
+import regex
 
 from core import config, events
 from core.errors import InputError
@@ -31,8 +32,8 @@ from core.models.room import chosen, devices
 from core.supervisor import LOCK, PROCESS, QUEUED, deferring, sign_in
 from core.workspace import BUNDLED
 
-EXIT = "exit.json"
-STOP = "stop"
+EXIT, STOP = "exit.json", "stop"
+LONGEST = 240  # bytes of a name: file systems take 255, and a number may come after it
 ACTIVE = frozenset({"starting", "running", "stopping"})
 RESUMABLE = frozenset({"stopped", "failed", "killed", "lost", "out_of_memory", "nan"})
 
@@ -103,8 +104,9 @@ def _telling_full_disk(folder: Path) -> Iterator[None]:
 
 
 def slug(name: str, empty: str) -> str:
-    """Return a name as that of a folder; `empty` where nothing is left of it."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or empty
+    """Return a name as that of a folder; `empty` where nothing is left of it. Twice is once."""
+    kept = regex.sub(r"[^\p{L}\p{M}\p{N}._-]+", "-", unicodedata.normalize("NFC", name))
+    return kept.encode()[:LONGEST].decode(errors="ignore").strip("-.") or empty
 
 
 def _fresh(root: Path, name: str) -> Path:
@@ -122,7 +124,7 @@ def _fresh(root: Path, name: str) -> Path:
 def find(name: str, workspace: Path) -> Path:
     """Return the folder of a run by its name; raise InputError when there is none."""
     folder = workspace / "runs" / name
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or not (folder / "run.yaml").is_file():
+    if slug(name, "") != name or not (folder / "run.yaml").is_file():
         raise InputError("run.unknown", run=name[:80], root=str(workspace / "runs"))
     return folder
 

@@ -70,7 +70,7 @@ def tuned(reference: str, workspace: Path, place: str = "") -> Path:
     The folder of a run means what it has saved, too.
     """
     run = workspace / "runs" / reference
-    if not (re.fullmatch(r"[\w][\w .-]*", reference) and run.is_dir()):
+    if not (re.fullmatch(r"\w[^/\\\0]*", reference) and run.is_dir()):
         run = locate(reference, workspace, place)
         if not (run / "run.yaml").is_file():
             return run

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+import unicodedata
 from pathlib import Path
 
 import psutil
@@ -41,7 +42,28 @@ def test_a_workspace_that_is_a_file_is_refused_by_name(tmp_path):
     assert raised.value.code == "path.not_writable" and "runs" in str(raised.value)
 
 
-@pytest.mark.parametrize("name", ["../x", "", ".", "a/b", "no-such-run", "x" * 500, "a\n", "~"])
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    {"Мой опыт": "Мой-опыт", "第二": "第二", "Отчёт 2": "Отчёт-2", "हिंदी": "हिंदी", "_x": "_x", "и\u0306": "й"}.items(),
+)
+def test_runs_are_called_and_found_by_letters_of_any_script(tmp_path, name, folder):
+    made = runs.create(config.resolve({"name": name}), tmp_path)
+    assert made.name == folder and runs.create(config.resolve({"name": name}), tmp_path).name == f"{folder}-2"
+    assert runs.find(folder, tmp_path) == made and runs.look(made).name == folder
+    (made / "adapter").mkdir()
+    assert tuned(folder, tmp_path) == made / "adapter"
+
+
+@pytest.mark.parametrize(
+    "name", ["\u202eabc", "a\u200b", "..", ".x", "-x", "a\0b", "a\\b", "第" * 100, "\ufb2c" * 60, "\ud800"]
+)
+def test_names_of_folders_stay_in_theirs(name):
+    made = runs.slug(name, "empty")
+    assert runs.slug(made, "") == made and made[0] not in ".-" and len(made.encode()) <= 240
+    assert all(letter.isalnum() or letter in "._-" or unicodedata.combining(letter) for letter in made)
+
+
+@pytest.mark.parametrize("name", ["../x", "", ".", "a/b", "no-such-run", "x" * 500, "я" * 500, "a\n", "~"])
 def test_unknown_or_crooked_names_are_refused(tmp_path, name):
     with pytest.raises(InputError) as raised:
         runs.find(name, tmp_path)
