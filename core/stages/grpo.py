@@ -44,7 +44,8 @@ class Grpo(Stage):
     How far the probability of a token may move in one step. Typical: 0.1 to 0.2."""
     kl_weight: float = knob(0.0, ge=0, le=10)
     """Weight of the distance
-    How strongly the model is held to what it was. 0 spares the reference and its time. Typical: 0 to 0.04."""
+    How strongly the model is held to what it was. 0 lets it go: full tuning then spares a copy of the model; with LoRA
+    the distance is told all the same, at the cost of a pass without gradients. Typical: 0 to 0.04."""
     scale: bool = knob(True, expert=True)
     """Divide by the spread
     Divide what an answer is better than its group by the spread of the group. Off, questions that are nearly always
