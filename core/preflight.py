@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from core import forecast, judges, templates
@@ -159,21 +160,28 @@ def _check_rows(
 
 
 def _check_starts(references: Sequence[str], workspace: Path, place: str) -> None:
-    """Look at each adapter to start from, and that none is in another one already: it would count twice."""
+    """Look at each adapter to start from, and that none counts twice: by another name, or in another one already."""
+    folders: dict[Path, str] = {}
     for reference in references:
         _check_tuned(reference, workspace, place)
-        within = _started_from(tuned(reference, workspace, place).with_name("run.yaml"))
-        if twice := next((other for other in references if other in within), ""):
+        if first := folders.get(folder := tuned(reference, workspace, place).resolve()):
+            raise InputError("start.same", place, given=reference, first=first)
+        folders[folder] = reference
+    for folder, reference in folders.items():
+        within = _started_from(folder.with_name("run.yaml"), workspace)
+        if twice := next((folders[other] for other in folders if other in within), ""):
             raise InputError("start.twice", place, given=twice, run=reference)
 
 
-def _started_from(settings: Path) -> list[str]:
-    """Return what a run started from; nothing for an adapter from elsewhere or a run of another version."""
-    try:
+def _started_from(settings: Path, workspace: Path) -> list[Path]:
+    """Return the adapters that a run started from, but those gone; none for one from elsewhere or another version."""
+    found = []
+    with suppress(InputError):
         job = load(settings.read_text(encoding="utf-8"), settings.name) if settings.is_file() else None
-    except InputError:
-        return []
-    return job.tuner.starts() if isinstance(job, Run) else []
+        for reference in job.tuner.starts() if isinstance(job, Run) else ():
+            with suppress(InputError):
+                found.append(tuned(reference, workspace).resolve())
+    return found
 
 
 def _check_tuned(reference: str, workspace: Path, place: str) -> None:

@@ -145,6 +145,7 @@ MODELS: dict[str, str] = {
     "start.as_it_is": "An adapter that is trained on stays as it is, and this setting would change it. Set it back, or train a new adapter above it.",
     "start.tokens": "An adapter that is trained on has no rows for new tokens. Train a new one, or add no tokens.",
     "start.twice": "“{run}” began with “{given}” and contains it, so it would count twice. Leave “{given}” out.",
+    "start.same": "“{given}” and “{first}” are the same adapter, which would count twice. Name it once.",
     "start.whole": "{folder} holds a whole model. Choose it as the model instead.",
     "start.not_lora": "The adapter in {folder} does more than add to weights ({what}), so it can't be put under another. Export it as a whole model and choose that as the model.",
     "blocks.none": "Models of type {model} have no blocks that repeat. Choose another method.",

@@ -194,6 +194,19 @@ def test_none_counts_twice(started: Path, make_run: Callable[..., Path]) -> None
         assert refusal(run, started.parents[1]) == (code, {"given": "first", "run": "later"} if code else {})
 
 
+@pytest.mark.parametrize("again", ["first", "runs/first/adapter", "runs/../runs/first/adapter"])
+def test_none_stands_there_twice(started: Path, make_run: Callable[..., Path], again: str) -> None:
+    run = config.load((make_run("doubled", f"tuner.start=[first,second,{again}]") / "run.yaml").read_text(), "run.yaml")
+    assert refusal(run, started.parents[1]) == ("start.same", {"given": again, "first": "first"})
+
+
+def test_none_counts_twice_by_another_name(started: Path, make_run: Callable[..., Path]) -> None:
+    make_run("later", "tuner.start=[runs/first/adapter]")
+    shutil.copytree(started.parent / "first" / "adapter", started.parent / "later" / "adapter")
+    run = config.load((make_run("both", "tuner.start=[first,later]") / "run.yaml").read_text(), "run.yaml")
+    assert refusal(run, started.parents[1]) == ("start.twice", {"given": "first", "run": "later"})
+
+
 def test_the_board_sees_what_is_missing(tiny_model: Path, tiny_data: Path, started: Path) -> None:
     job = {"model": {"path": str(tiny_model)}, "data": {"folder": str(tiny_data), "train": ["orders"]}}
     given = [(["first", "none"], "path.missing"), (["new"], "run.untuned"), (["first"], "")]
