@@ -16,6 +16,7 @@ from core.models.jsons import LFS, read_json
 
 MAX_HEADER_BYTES = 100 << 20
 """What safetensors itself allows."""
+ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
 UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pt2", ".gguf", ".h5", ".msgpack")
 
 
@@ -36,23 +37,34 @@ class Tensor:
 
 
 def tensors(folder: Path, place: str) -> dict[str, Tensor]:
-    """Return name -> entry of every weight of a model folder."""
-    return {key: entry for file in weight_files(folder, place) for key, entry in header(file, place).items()}
+    """Return name -> entry of every weight of a model folder, each in one file: in that which the index names."""
+    found: dict[str, Tensor] = {}
+    held: dict[str, str] = {}
+    for file in weight_files(folder, place):
+        entries = header(file, place)
+        if twice := sorted(found.keys() & entries.keys()):
+            what = f"{twice[0]} stands in {held[twice[0]]}, too"
+            raise InputError("model.bad_weights", place, file=str(file), what=what)
+        found |= entries
+        held |= dict.fromkeys(entries, file.name)
+    index = folder / INDEX
+    told = _weight_map(index, place) if index.exists() and ONE not in held.values() else {}
+    if wrong := next((key for key in told if held.get(key, told[key]) != told[key]), ""):
+        what = f"{wrong} stands in {held[wrong]}, not in {told[wrong]}"
+        raise InputError("model.bad_weights", place, file=str(index), what=what)
+    return found
 
 
 def weight_files(folder: Path, place: str) -> list[Path]:
     """Return the safetensors files that the model consists of, all there and all inside the folder."""
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
-    index = folder / "model.safetensors.index.json"
+    if (folder / ONE).is_file():
+        return [folder / ONE]
+    index = folder / INDEX
     if not index.exists():
         if unsafe := unsafe_file(folder):
             raise InputError("model.unsafe", place, folder=str(folder), file=unsafe)
         raise InputError("model.no_weights", place, folder=str(folder))
-    weight_map = read_json(index, place, "model.no_weights").get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise InputError("model.bad_json", place, file=str(index), what="no weight_map")
-    names = sorted(set(map(str, weight_map.values())))
+    names = sorted(set(_weight_map(index, place).values()))
     for name in names:
         # a name with a folder in it could read any file of the machine
         if Path(name).name != name or not name.endswith(".safetensors"):
@@ -60,6 +72,17 @@ def weight_files(folder: Path, place: str) -> list[Path]:
         if not (folder / name).is_file():
             raise InputError("model.shard_missing", place, folder=str(folder), shard=name)
     return [folder / name for name in names]
+
+
+def _weight_map(index: Path, place: str) -> dict[str, str]:
+    """Return name of a weight -> name of its file, as an index tells."""
+    told = read_json(index, place, "model.no_weights")
+    weight_map = told.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError("model.bad_json", place, file=str(index), what="no weight_map")
+    if not isinstance(told.get("metadata"), dict):  # without which transformers fails
+        raise InputError("model.bad_json", place, file=str(index), what="no metadata (it may be empty)")
+    return {name: str(file) for name, file in weight_map.items()}
 
 
 def header(file: Path, place: str) -> dict[str, Tensor]:

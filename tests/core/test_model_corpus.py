@@ -76,7 +76,19 @@ def edit_words(folder, **changes):
 def index(folder, shard):
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
     weight_map = {"model.norm.weight": shard, "lm_head.weight": "model-00001-of-00002.safetensors"}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def shards(folder, *, twice=(), told=(), **metadata):
+    """Part the weights in two files, in both of which are those in `twice`; the index tells `told` otherwise."""
+    tensors, one, other = load_file(folder / WEIGHTS), "a.safetensors", "b.safetensors"
+    held = {name: one if "layers" in name else other for name in tensors}
+    for file in (one, other):
+        part = {name: tensor for name, tensor in tensors.items() if held[name] == file or name in twice}
+        save_file(part, folder / file, metadata={"format": "pt"})
+    drop(folder, WEIGHTS)
+    weight_map = held | dict(told)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map} | metadata))
 
 
 def rotary(folder, **told):
@@ -145,6 +157,10 @@ COLD = {
     "68 traversal": (lambda f: index(f, "../../secret.safetensors"), "model.shard_outside"),
     "68 absolute shard": (lambda f: index(f, "/etc/passwd"), "model.shard_outside"),
     "68 pickle shard": (lambda f: index(f, "model.bin"), "model.shard_outside"),
+    "68 one weight twice": (lambda f: shards(f, twice=["model.norm.weight"], metadata={}), "model.bad_weights"),
+    "68 wrong shard": (lambda f: shards(f, told={"model.norm.weight": "a.safetensors"}, metadata={}),
+                       "model.bad_weights"),
+    "68 no metadata": (shards, "model.bad_json"),
     "68 named weights": (lambda f: edit(f / "config.json", transformers_weights="../x.safetensors"),
                       "model.shard_outside"),
     "72 auto_map": (lambda f: foreign(f, "nonesuch"), "model.remote_code"),
@@ -244,6 +260,13 @@ def test_refused_unloaded(good, tmp_path, name):
     with pytest.raises(InputError) as again:
         load(Model(path="bad"), tmp_path, CPU)
     assert again.value.code == code
+
+
+def test_weights_in_two_files_are_those_of_one(good, tmp_path):
+    shards(shutil.copytree(good / "base", tmp_path / "two"), metadata={})
+    assert inspect(tmp_path / "two") == inspect(good / "base")
+    two, one = (load_model(Model(path=str(path)), tmp_path, CPU) for path in (tmp_path / "two", good / "base"))
+    assert torch.equal(logits(two), logits(one))
 
 
 @pytest.mark.parametrize("name", WARM)
