@@ -17,7 +17,7 @@ from core.data.rows import ANSWERS, Broken, examples
 from core.errors import InputError
 from core.export.target import target
 from core.formats import MEDIA
-from core.models import attention, liger, rope
+from core.models import ahead, attention, liger, rope
 from core.models.inspect import ModelFacts, inspect, inspect_adapter, of_text
 from core.models.jsons import read_json
 from core.models.packages import check_here
@@ -75,9 +75,11 @@ def check_model(job: Job, workspace: Path) -> ModelFacts | None:
         raise
     if job.model.revision:
         raise InputError("model.revision_here", "model.revision", folder=str(folder))
-    facts = inspect(folder)
+    facts, config = inspect(folder), read_json(folder / "config.json", "model.path", "model.no_config")
+    if isinstance(job, Run):
+        ahead.check(config)
     if job.model.rope != "none":
-        rope.check(of_text(read_json(folder / "config.json", "model.path", "model.no_config")), facts.model_type)
+        rope.check(of_text(config), facts.model_type)
     if facts.packed:
         _check_packed(job, facts.packed)
     elif job.model.quantizer.kind.startswith("bnb") and facts.model_type in OF_THEIR_OWN:

@@ -38,7 +38,7 @@ from transformers.models.auto import modeling_auto
 
 from core import templates
 from core.errors import InputError
-from core.models import bits, foreign, senses, vocabulary
+from core.models import ahead, bits, foreign, senses, vocabulary
 from core.models.attention import implementation
 from core.models.device import compute_dtype, pick_device
 from core.models.inspect import THINKER, inspect
@@ -178,7 +178,7 @@ def load_model(
     _check_whole(folder, info)
     bits.make_ready(loaded, made=model.quantizer.kind.startswith("bnb"))
     senses.take_texts(loaded)
-    return loaded
+    return ahead.checked(loaded) if training and not aside else loaded
 
 
 def model_folder(model: Model, workspace: Path) -> Path:

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def broken(tiny_model, tiny_data, tmp_path):
     """A workspace with a good model and set, and bad ones beside them."""
-    for name in ("good", "no-tokenizer", "cut", "pickled", "wobble", "packed"):
+    for name in ("good", "no-tokenizer", "cut", "pickled", "wobble", "both-ways", "packed"):
         shutil.copytree(tiny_model, tmp_path / name)
     for file in (tmp_path / "no-tokenizer").glob("*token*"):
         file.unlink()
@@ -29,6 +29,7 @@ def broken(tiny_model, tiny_data, tmp_path):
     weights.write_bytes(weights.read_bytes()[:-100])
     for name, more in (
         ("wobble", {"model_type": "wobble"}),
+        ("both-ways", {"model_type": "roberta"}),
         ("packed", {"quantization_config": {"quant_method": "aqlm"}}),
     ):
         settings = tmp_path / name / "config.json"
@@ -54,6 +55,7 @@ WRONG = {
     "cut weights": ({"model": {"path": "cut"}}, "model.path", "model.bad_weights"),
     "pickled weights": ({"model": {"path": "pickled"}}, "model.path", "model.unsafe"),
     "unknown type": ({"model": {"path": "wobble"}}, "model.path", "model.unknown_type"),
+    "both ways": ({"model": {"path": "both-ways"}}, "model.path", "model.sees_ahead"),
     "package that is not here": ({"model": {"path": "packed"}}, "model.path", "package.missing"),
     "fused kernels on a CPU": ({"training": {"liger": True}}, "training.liger", "liger.device"),
     "no data": ({"data": {"folder": "nowhere"}}, "data.folder", "path.missing"),

@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from core import config, templates
 from core.errors import InputError
 from core.forecast import forecast
+from core.models import ahead
 from core.models.inspect import inspect
 from core.models.linear import _takers, linear
 from core.models.loading import load_model
@@ -40,6 +41,8 @@ CANNOT: dict[str, tuple[type[Exception], str]] = {
 """Types of which no tiny model can be built here, and what is raised instead."""
 EXTRA = ("gemma3n_text", "ministral3", "mistral4")
 """Types of the text part alone: of a type in CANNOT, or of models whose own type takes any text part."""
+AHEAD = ("paligemma",)
+"""Types that can answer, but not be taught here: nobody tells them where an answer begins."""
 TOWERS = re.compile(r"vision|visual|image|audio|speech|lm_head|router|(^|\.)(gate|out_proj|x_proj|dt_proj)$")
 """What all-linear leaves alone, unless it is a part of attention."""
 OF_ATTENTION = re.compile(r"(attn|attention|mixer|conv|delta)[^.]*\.(out_proj|gate)$")
@@ -120,7 +123,7 @@ def check_cold(model: Any, folder: Path) -> None:
     Oft(block=math.gcd(*widths)).check(shapes)
 
 
-@pytest.mark.parametrize("model_type", [name for name in (*TYPES, *EXTRA) if name not in CANNOT])
+@pytest.mark.parametrize("model_type", [name for name in (*TYPES, *EXTRA) if name not in (*CANNOT, *AHEAD)])
 def test_type_learns(model_type: str, tmp_path: Path):
     model, batch = loaded(model_type, tmp_path / "model"), tiny.tiny_batch()
     assert sum(parameter.numel() for parameter in model.parameters()) < 10_000_000
@@ -133,6 +136,44 @@ def test_type_learns(model_type: str, tmp_path: Path):
     assert layers and not [name for name in layers if TOWERS.search(name) and not OF_ATTENTION.search(name)]
     assert all("lora_" in name for name, parameter in attached.named_parameters() if parameter.requires_grad)
     step(attached, batch)
+
+
+def tried(model_type: str, **told: Any) -> tuple[Any, list[bool]]:
+    """Return (a model, whether it is refused by its config.json, whether it is by a gradient)."""
+    config = tiny.tiny_config(model_type)
+    config.update(told)
+    model: Any = next(auto for auto, names in tiny.AUTO if model_type in names).from_config(config)
+    refused = []
+    for check, given in ((ahead.check, config.to_dict()), (ahead.checked, model)):
+        try:
+            check(given)
+        except InputError as error:
+            assert (error.code, error.place) == ("model.sees_ahead", "model.path")
+            refused.append(True)
+        else:
+            refused.append(False)
+    return model, refused
+
+
+@pytest.mark.parametrize("model_type", sorted({*ahead.ENCODERS, *ahead.ALWAYS, "xlm", "xlnet"} - {"xmod"}))
+def test_who_would_see_the_answer_is_refused(model_type: str, tmp_path: Path):
+    model, refused = tried(model_type)
+    assert refused == [True, True]
+    model.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="from both ends"):
+        load_as_run(tmp_path)
+
+
+def test_who_is_said_to_look_ahead_is_refused_by_what_it_does():
+    assert tried("llama", is_causal=False)[1] == [False, True]
+
+
+@pytest.mark.parametrize(("model_type", "told"), [
+    ("roberta", {"is_decoder": True}), ("xlnet", {"attn_type": "uni"}), ("xlm", {"causal": True}), ("ctrl", {}),
+    ("git", {}), ("bart", {}), ("gemma3", {}), ("rwkv", {}), ("mixtral", {}),
+])  # fmt: skip
+def test_who_looks_back_alone_is_not(model_type: str, told: dict[str, Any]):
+    assert tried(model_type, **told)[1] == [False, False]
 
 
 def test_of_a_model_that_speaks_the_part_that_writes_learns_and_is_kept(tmp_path: Path):
