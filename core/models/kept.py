@@ -77,7 +77,9 @@ class _Count:
         self.width = 2 if half else 4
         self.stream = 2 if half and shapes.table not in modules else 4
         self.mask = (1 if device == "cuda" else 4) if run.tuner.masks else 0
-        self.scan = partial(scan, config=shapes.config, cutoff=run.data.cutoff, device=device, half=half)
+        self.scan = partial(
+            scan, config=shapes.config, cutoff=run.data.cutoff, device=device, learns=modules, half=half
+        )
         self.model_width = shapes.embedding[1]
         named = next((shapes.config[key] for key in ACTIVATIONS if key in shapes.config), "")
         self.more = KEPT_MORE.get(str(named), 0)

@@ -1,18 +1,23 @@
-"""What autograd keeps of states that go from token to token: Mamba, Mamba-2, delta rules. By shapes alone, cold.
+"""What autograd keeps of states that go from token to token: Mamba, Mamba-2, delta rules, RG-LRU, RWKV, MiniMax.
 
-Counted as transformers (5.23) writes them out in torch: token by token in Mamba, in chunks in the others, which are
-filled up with padding. Kernels for GPUs keep next to nothing of it: they compute it anew.
+By shapes alone, cold. Counted as transformers (5.23) writes them out in torch: token by token in Mamba, RG-LRU and
+RWKV, in chunks in the others; Mamba-2 and delta rules fill those up with padding. Kernels for GPUs keep next to nothing
+of it, they compute it anew: of RWKV's, which would be fetched first, none is expected, and RG-LRU and MiniMax have none.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from importlib.util import find_spec
 from typing import Any
 
+from core.models.shapes import NUMBERS
+
 DECAY = "A_log"
-"""The last name of the weight that tells how fast a state fades, in all of them."""
+"""The last name of the weight that tells how fast a state fades, in all of them but these:"""
+RG_LRU, WKV, LIGHTNING = "rg_lru.recurrent_param", "attention.time_decay", "self_attn.output_gate.weight"
+"""Ends of names of weights in the blocks of RecurrentGemma, RWKV and MiniMax."""
 NORMS = ("norm.weight", "o_norm.weight")
 STATES = ("state_size", "mamba_d_state", "ssm_state_size")
 CHUNKS = ("chunk_size", "mamba_chunk_size")
@@ -22,12 +27,21 @@ CHUNK = 64
 
 
 def scan(
-    block: Mapping[str, tuple[int, ...]], config: Mapping[str, Any], cutoff: int, device: str, *, half: bool
+    block: Mapping[str, tuple[int, ...]],
+    config: Mapping[str, Any],
+    cutoff: int,
+    device: str,
+    learns: Container[str],
+    *,
+    half: bool,
 ) -> tuple[float, float]:
     """Return bytes for a token: (that a block keeps of its states, of gradients that come and go on the way back).
 
-    Beside what its layers give.
+    Beside what its layers give. learns: names of the weights that learn.
     """
+    for name in block:
+        if name.endswith((RG_LRU, WKV, LIGHTNING)):
+            return _plain(name, block[name], name in learns, config, cutoff, 2 if half else 4), 0
     part = next((name.removesuffix(DECAY) for name in block if name.endswith(f".{DECAY}")), "")
     by_rule = part.endswith("attn.")
     if not part or (device == "cuda" and find_spec("fla" if by_rule else "mamba_ssm")):
@@ -47,6 +61,17 @@ def scan(
     scores = decays * chunk * (4 + 2 * width)
     states = decays * state * (4 + 4 * width) + inner * width * (3 + 2 * state / chunk)
     return (scores + states) * _filled(cutoff, chunk) + 2 * turned + 4 * inner * (1 + normed), 0
+
+
+def _plain(name: str, shape: tuple[int, ...], learns: bool, config: Mapping[str, Any], cutoff: int, width: int) -> int:
+    """Return the bytes for a token that RG-LRU, RWKV and MiniMax keep; learns: whether the weight of this name does."""
+    if name.endswith(LIGHTNING):  # scores within a chunk; queries, keys and values cut out of one matrix
+        chunk = min(cutoff, _number(config, ("block_size",)))
+        return width * (_number(config, NUMBERS["heads"]) * chunk + 5 * shape[0])
+    inner = math.prod(shape)
+    if name.endswith(RG_LRU):  # two gates, what they let through, the state in fp32
+        return inner * (8 + (9 + 2 * learns) * width)
+    return inner * (48 + (2 + 6 * learns) * width)  # numerators, denominators and their maxima in fp32; what is mixed
 
 
 def _by_head(head: int, config: Mapping[str, Any], width: int) -> tuple[float, float]:

@@ -85,7 +85,7 @@ def kept(model: Any, *, half: bool = False, batch: dict[str, Any] | None = None)
     """Return the bytes of all storages that autograd keeps when the loss of one batch is known, weights apart."""
     ids = np.arange(LENGTH) % WORDS
     batch = batch or Flat()([{"input_ids": ids, "labels": ids}] * ROWS)
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    weights = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers()]}
     alive: WeakSet[Kept] = WeakSet()
 
     def hold(tensor: torch.Tensor) -> Kept:
