@@ -1,8 +1,8 @@
 """What autograd keeps of states that go from token to token: Mamba, Mamba-2, delta rules, RG-LRU, RWKV, MiniMax.
 
 By shapes alone, cold. Counted as transformers (5.23) writes them out in torch: token by token in Mamba, RG-LRU and
-RWKV, in chunks in the others; Mamba-2 and delta rules fill those up with padding. Kernels for GPUs keep next to nothing
-of it, they compute it anew: of RWKV's, which would be fetched first, none is expected, and RG-LRU and MiniMax have none.
+RWKV, in chunks in the others; Mamba-2 and delta rules fill those up with padding. Kernels for GPUs keep next to
+nothing of it, they compute it anew; RG-LRU and MiniMax have none, and RWKV's would have to be fetched first.
 """
 
 from __future__ import annotations

@@ -70,10 +70,7 @@ def fit(
     size, counts = _size(model), _count(model, lessons, total, 2 if objective.paired else 1)
     found = _found(run, store, context, size)
     best = Best(run.watching, next(iter(held_out), ""), found and found[0], lambda: _make_room(store, context, size))
-    watch = Watch(
-        context, run.training, store, size, best, found and found[0],
-        zero_tells=not run.stage.draws, likelier=run.stage.likelier,
-    )  # fmt: skip
+    watch = Watch(context, run, store, size, best, found and found[0])
     watchdog = Watchdog(context)
     weights = 0 if quantized(model) else counts["parameters"]
     facts = {"evaluates": bool(held_out), "pads": collator.pads, "weights": weights, "resumed": bool(found)}

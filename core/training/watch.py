@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from transformers.trainer_callback import ExportableState
 
 from core.checkpoints import Store
 from core.errors import InputError
-from core.sections import Training
+from core.run import Run
 from core.training import coach
 from core.training.best import Best, recall
 from core.workspace import Context
@@ -27,24 +26,17 @@ class Watch(TrainerCallback, ExportableState):
     What it has not reported yet goes into every checkpoint, so that a resumed run tells what an unbroken one tells.
     """
 
-    def __init__(
-        self, context: Context, training: Training, store: Store, size: int, best: Best, found: Path | None,
-        *, zero_tells: bool, likelier: Sequence[str] = (),
-    ) -> None:  # fmt: skip
-        """found: the checkpoint that the run goes on from.
-
-        zero_tells: whether a loss of exactly 0 means that there is nothing to learn. It does not where answers are
-        drawn: all of them may be worth the same, until one is found that is worth more. likelier: as for coach.look.
-        """
-        self.zero_tells, self.likelier = zero_tells, likelier
-        self.context, self.training, self.store, self.size, self.best = context, training, store, size, best
+    def __init__(self, context: Context, run: Run, store: Store, size: int, best: Best, found: Path | None) -> None:
+        """found: the checkpoint that the run goes on from."""
+        self.context, self.training, self.stage = context, run.training, run.stage
+        self.store, self.size, self.best = store, size, best
         self.losses: list[float] = []
         """Of the steps since the last report."""
         self.metrics: list[dict[str, float]] = []
         """Of the same steps, what the stage tells beside its loss."""
         self.broken = 0
         """Steps in a row whose loss or gradient was not finite."""
-        self.moved = found is not None or not zero_tells
+        self.moved = found is not None or self.stage.draws
         """Whether anything can have been learned: what is drawn is learned from several times in the first step."""
         self.zeros = 0
         """Steps whose loss was exactly 0."""
@@ -120,7 +112,8 @@ class Watch(TrainerCallback, ExportableState):
             control.should_save = False
         if self.broken >= self.training.nan_patience:
             control.should_training_stop = True
-        self.zeros += self.zero_tells and logs["loss"] == 0
+        # answers that are drawn may all be worth the same, until one is found that is worth more
+        self.zeros += logs["loss"] == 0 and not self.stage.draws
         if self.zeros == state.global_step == self.training.nan_patience:  # from the first step on
             raise InputError("loss.zero", "data", count=self.zeros)
 
@@ -151,7 +144,7 @@ class Watch(TrainerCallback, ExportableState):
 
     def _advise(self) -> None:
         """Tell what looks wrong in the curves, each thing once."""
-        for found in coach.look(self.context.events.state, self.likelier):
+        for found in coach.look(self.context.events.state, self.stage.likelier):
             if found.code not in self.advised:
                 self.advised.add(found.code)
                 self.context.events.write("warning", code=found.code, place=found.place, params=found.params)

@@ -69,7 +69,7 @@ def test_a_step_may_take_many_times_the_least_if_that_is_usual(tmp_path: Path) -
 def test_a_loss_of_0_from_the_first_step_on_is_refused(tmp_path: Path, losses: list[float], refused: bool) -> None:
     control: Any = SimpleNamespace(should_save=False, should_training_stop=False)
     with context(tmp_path) as job:
-        watch = Watch(job, config.run().training, *[Any] * 3, None, zero_tells=True)
+        watch = Watch(job, config.run(), *[Any] * 3, None)
         seen: list[int] = []
         try:
             for step, loss in enumerate(losses, 1):
@@ -90,7 +90,7 @@ def test_a_learning_rate_is_blamed_for_a_loss_that_broke_only_once_weights_were_
 ) -> None:
     control: Any = SimpleNamespace(should_save=False, should_training_stop=False)
     with context(tmp_path) as job:
-        watch = Watch(job, config.run().training, *[Any] * 3, None, zero_tells=True)
+        watch = Watch(job, config.run(), *[Any] * 3, None)
         for step, (loss, rate) in enumerate(steps, 1):
             logs = {"loss": loss, "learning_rate": rate}
             watch._guard(logs, SimpleNamespace(global_step=step), control, skipped=False)
