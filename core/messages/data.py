@@ -101,6 +101,7 @@ DATA: dict[str, str] = {
     "data.shares_count": "There must be as many shares as training sets. Give one for each, or none.",
     "data.shares_concat": "Shares mean something only when sets are interleaved. Choose a way of mixing (interleave_over), or give no shares.",
     "data.shares_sum": "The shares must be above 0 and make 1 together, like [0.7, 0.3].",
+    "kto.weights": "Neither liked nor disliked answers count, so nothing can be learned. Set one of the two weights above 0.",
     "sft.smoothing": "DFT counts a token by its own probability, which label smoothing blurs. Set one of both off.",
     "sft.anchor": "An anchor needs the model as it was, which this method changes. Choose plain LoRA, or set the anchor to 0.",
     "sft.prompt_and_last": "“Learn the prompts, too” and “Learn the last answer only” can't both be on. Choose one.",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from core.schema import knob
+from pydantic import model_validator
+
+from core.schema import crossed, knob
 from core.stages import Stage
 
 if TYPE_CHECKING:
@@ -32,6 +34,12 @@ class Kto(Stage):
     """Ask the reference first
     Compute what the model says of all answers before it learns, once: faster with several epochs. Always done where
     the model as it was can't be had beside the one that learns: full tuning, PiSSA, a start from an adapter."""
+
+    @model_validator(mode="after")
+    def _something_counts(self) -> Kto:
+        if not (self.liked_weight or self.disliked_weight):
+            raise crossed("kto.weights", "stage.kto.liked_weight")
+        return self
 
     def asks(self, *, keeps_base: bool) -> bool:
         return self.precompute or not keeps_base

@@ -358,6 +358,7 @@ def test_a_stream_keeps_the_rows_of_an_example_together(tiny_model: Path, compar
     (["stage=kto", "data.streaming=true", "training.max_steps=5", "tuner.kind=full"], "data.stream_pairs"),
     (["stage=kto", "data.packing=always"], "data.packing_pairs"),
     (["stage=dpo", "stage.loss=robust"], "dpo.robust"),
+    (["stage=kto", "stage.liked_weight=0", "stage.disliked_weight=0"], "kto.weights"),
     (["stage=dpo", "stage.loss=ipo", "stage.label_smoothing=0.1"], "dpo.smoothing"),
 ])  # fmt: skip
 def test_settings_that_do_not_go_together(make_run: MakeRun, given: list[str], code: str) -> None:
