@@ -9,6 +9,7 @@ from typing import Any
 from core import config, preflight, queue, runs
 from core.errors import InputError
 from core.models.inspect import inspect_adapter
+from core.stages import Stage
 from core.workspace import tuned
 
 
@@ -59,6 +60,15 @@ def of_kind(kind: str, workspace: Path) -> list[Path]:
 def tuned_runs(workspace: Path) -> list[str]:
     """Return the names of the runs that left tuned weights, newest first."""
     return [f.name for f in runs.listed(workspace) if (f / "adapter").is_dir() or (f / "model").is_dir()]
+
+
+def stage(folder: Path) -> Stage | None:
+    """Return the stage of a training run; None for other runs, and for one that can't be read."""
+    try:
+        job = settings(folder)
+    except (InputError, FileNotFoundError):
+        return None  # written by another version, or deleted just now
+    return job.stage if isinstance(job, config.Run) else None
 
 
 def base(reference: str, workspace: Path) -> dict[str, Any]:

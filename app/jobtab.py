@@ -130,10 +130,10 @@ def follow_wish(page: Page, form: Form, field: str, tab: gr.Tab | None = None) -
     fields = [form.fields[field], *(form.fields[path] for path in paths)]
 
     def choose(run: str, chosen: Any) -> list[Any]:
-        return adopt((wished(page, run) if not chosen else "", 0), chosen)
+        return adopt((wished(page, run, form.kind) if not chosen else "", 0), chosen)
 
     def adopt(wish: tuple[str, int], chosen: Any) -> list[Any]:
-        if not wish[0]:
+        if not _fits(page.workspace / "runs" / wish[0], form.kind):
             return [gr.skip()] * len(fields)
         model = _base(form, wish[0], page.workspace)
         told = [model[path] if path in model else gr.skip() for path in paths]
@@ -144,17 +144,16 @@ def follow_wish(page: Page, form: Form, field: str, tab: gr.Tab | None = None) -
     retell(page, form, page.subject.change(adopt, [page.subject, fields[0]], fields, **QUIET))
 
 
-def wished(page: Page, run: str) -> str:
-    """Return the training run with tuned weights that somebody most likely means; "" where there is none."""
-    names = [name for name in jobs.tuned_runs(page.workspace) if _trained(page.workspace / "runs" / name)]
+def wished(page: Page, run: str, kind: str) -> str:
+    """Return the run with tuned weights for a job of a kind that somebody most likely means; "" where there is none."""
+    names = [name for name in jobs.tuned_runs(page.workspace) if _fits(page.workspace / "runs" / name, kind)]
     return run if run in names else next(iter(names), "")
 
 
-def _trained(folder: Path) -> bool:
-    try:
-        return jobs.settings(folder).kind == "train"
-    except (InputError, FileNotFoundError):
-        return False  # written by another version, or deleted just now
+def _fits(folder: Path, kind: str) -> bool:
+    """Return whether a run is a training from which a job of a kind goes on: what only judges can be exported alone."""
+    stage = jobs.stage(folder)
+    return bool(stage and (stage.answers or kind == "export"))
 
 
 def retell(page: Page, form: Form, event: Dependency) -> None:

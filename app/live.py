@@ -120,12 +120,14 @@ class Live:
     def _buttons(self, language: str, view: View) -> list[Any]:
         trains = view.state.job in ("", "train")
         saved = trains and any(event.get("what") in ("adapter", "model") for event in view.state.saved)
-        onward = show.onward(view)
+        stage, onward = jobs.stage(view.folder), show.onward(view)
+        answers = saved and (stage is None or stage.answers)
         label = tr(language, "ui.live.stop_now" if view.status == "stopping" else "ui.live.stop")
         return [
             gr.update(visible=view.active, value=label),
             gr.update(visible=bool(onward), value=tr(language, onward), variant="primary"),
-            *[gr.update(visible=saved and not view.active)] * 3,
+            *[gr.update(visible=answers and not view.active)] * 2,
+            gr.update(visible=saved and not view.active),
             gr.update(visible=trains),
         ]
 

@@ -53,6 +53,9 @@ def check(job: Job, workspace: Path) -> None:
     if isinstance(job, Evaluation | Serving):
         for reference in job.tuned:
             _check_tuned(reference, workspace, "tuned")
+            made_by = _made_by(tuned(reference, workspace, "tuned").with_name("run.yaml"))
+            if isinstance(made_by, Run) and not made_by.stage.answers:
+                raise InputError("run.judges", "tuned", run=reference)
     if isinstance(job, Export):
         if not job.source:
             raise InputError("config.missing", "source")
@@ -170,20 +173,26 @@ def _check_starts(references: Sequence[str], workspace: Path, place: str) -> Non
             raise InputError("start.same", place, given=reference, first=first)
         folders[folder] = reference
     for folder, reference in folders.items():
-        within = _started_from(folder.with_name("run.yaml"), workspace)
+        within = _started_from(folder, workspace)
         if twice := next((folders[other] for other in folders if other in within), ""):
             raise InputError("start.twice", place, given=twice, run=reference)
 
 
-def _started_from(settings: Path, workspace: Path) -> list[Path]:
-    """Return the adapters that a run started from, but those gone; none for one from elsewhere or another version."""
-    found = []
-    with suppress(InputError):
-        job = load(settings.read_text(encoding="utf-8"), settings.name) if settings.is_file() else None
-        for reference in job.tuner.starts() if isinstance(job, Run) else ():
-            with suppress(InputError):
-                found.append(tuned(reference, workspace).resolve())
+def _started_from(adapter: Path, workspace: Path) -> list[Path]:
+    """Return the adapters that the run of an adapter started from, but those gone."""
+    found, job = [], _made_by(adapter.with_name("run.yaml"))
+    for reference in job.tuner.starts() if isinstance(job, Run) else ():
+        with suppress(InputError):
+            found.append(tuned(reference, workspace).resolve())
     return found
+
+
+def _made_by(settings: Path) -> Job | None:
+    """Return the job of a run; None for an adapter from elsewhere or a run of another version."""
+    try:
+        return load(settings.read_text(encoding="utf-8"), settings.name) if settings.is_file() else None
+    except InputError:
+        return None
 
 
 def _check_tuned(reference: str, workspace: Path, place: str) -> None:

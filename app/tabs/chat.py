@@ -252,7 +252,7 @@ def _view(name: str, page: Page) -> View | None:
 
 def _wished(page: Page, run: str) -> config.Job:
     """Return the line-up that a page begins with: a tuned run beside its base."""
-    wish = jobtab.wished(page, run)
+    wish = jobtab.wished(page, run, "serving")
     layer = {"tuned": [wish], "model": jobs.base(wish, page.workspace)} if wish else {}
     return config.resolve(layer, job="serving")
 

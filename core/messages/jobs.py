@@ -56,6 +56,7 @@ JOBS: dict[str, str] = {
     "run.complete": "“{run}” is already complete. Clone it to train on with other settings.",
     "run.not_training": "“{run}” is no training run.",
     "run.untuned": "“{run}” has no tuned weights yet. Wait until it is done, or choose another.",
+    "run.judges": "“{run}” is a reward model: it gives answers a number and writes none itself. Choose another, or let PPO or GRPO learn from it.",
     "run.changed": "The settings of “{run}” were changed after it began. Clone it to train with the new ones.",
     # the queue and sweeps
     "queue.absent": "“{run}” does not wait in the queue (any more). `tuneboard queue` lists what does.",

@@ -11,6 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app import board
+from app.jobtab import wished
 from app.lean import gr
 from app.live import Live, Seen
 from app.page import Page
@@ -165,6 +166,17 @@ def live(tmp_path):
                 gr.State(("", "", 0)),
             )
         return Live(page)
+
+
+def test_what_only_judges_is_offered_for_an_export_alone(live, tmp_path):
+    for name, stage in (("pupil", "sft"), ("judge", "rm")):
+        folder = runs.create(config.resolve({"name": name, "stage": stage}), tmp_path)
+        (folder / "adapter").mkdir()
+        Writer(folder).write("saved", what="adapter", path="adapter")
+        shown = dict(zip(map(id, live.outputs), live.tick(name, "en", Seen()), strict=True))
+        offered = [shown[id(button)]["visible"] for button in (live.chat, live.evaluate, live.export)]
+        assert offered == [name == "pupil", name == "pupil", True]
+        assert [wished(live.page, name, kind) for kind in ("serving", "export")] == ["pupil", name]
 
 
 def test_a_tick_sends_only_what_is_new(live, tmp_path):

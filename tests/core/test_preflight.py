@@ -206,3 +206,17 @@ def test_it_is_cold_and_makes_nothing(broken):
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"
     assert runs.listed(broken) == []
+
+
+@pytest.mark.parametrize("kind", ["evaluation", "serving"])
+def test_what_only_judges_is_asked_nothing(broken, kind):
+    layers = [{"kind": kind, "model": {"path": "good"}, "tuned": ["judge"]}]
+    layers += [{"evaluated": {"folder": "data", "set": "orders"}}] if kind == "evaluation" else []
+    for name, stage in (("judge", "rm"), ("pupil", "sft")):
+        folder = runs.create(config.resolve({"name": name, "stage": stage}), broken)
+        shutil.copytree(broken / "good", folder / "model")
+    with pytest.raises(InputError) as raised:
+        preflight.check(config.resolve(*layers), broken)
+    assert (raised.value.place, raised.value.code) == ("tuned", "run.judges")
+    preflight.check(config.resolve(*layers, {"tuned": ["pupil"]}), broken)
+    preflight.check(config.resolve({"kind": "export", "model": {"path": "good"}, "source": "judge"}), broken)
