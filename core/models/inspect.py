@@ -258,8 +258,15 @@ def _refuse_odd_numbers(folder: Path, config: dict[str, Any], place: str) -> Non
 
 
 def _refuse_unpacked(folder: Path, packed: str, place: str) -> None:
-    """Refuse plain weights whose config calls them packed, as some tools leave it when they unpack them."""
-    if packed not in ("", MAYBE_DENSE) and all(entry.dtype in PLAIN for entry in tensors(folder, place).values()):
+    """Refuse plain weights whose config calls them packed, as some tools leave it when they unpack; and the reverse.
+
+    Bits that no config explains would be read as numbers, and mean something else.
+    """
+    entries = tensors(folder, place)
+    odd = [name for name, entry in entries.items() if name.endswith("weight") and entry.dtype not in PLAIN]
+    if odd and not packed:
+        raise InputError("packed.untold", place, folder=str(folder), name=odd[0], given=entries[odd[0]].dtype)
+    if packed not in ("", MAYBE_DENSE) and all(entry.dtype in PLAIN for entry in entries.values()):
         raise InputError("packed.plain", place, folder=str(folder), given=packed)
 
 

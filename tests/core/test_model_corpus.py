@@ -9,6 +9,7 @@ import shutil
 import struct
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,10 @@ def weights(path, change):
     tensors = load_file(path)
     change(tensors)
     save_file(tensors, path, metadata={"format": "pt"})
+
+
+def cast_to(folder, dtype):
+    weights(folder / WEIGHTS, lambda t: t.update({name: tensor.to(dtype) for name, tensor in t.items()}))
 
 
 def numbered_template(folder):
@@ -190,6 +195,8 @@ COLD = {
                            "packed.unknown"),
     "76 plain weights called packed": (lambda f: edit(f / "config.json", quantization_config={"load_in_4bit": True}),
                                        "packed.plain"),
+    **{f"76 {dtype} that nothing explains": (partial(cast_to, dtype=dtype), "packed.untold")
+       for dtype in (torch.int8, torch.bool, torch.complex64, torch.float8_e4m3fn)},
     "64 config in another encoding": (
         lambda f: (f / "config.json").write_bytes((f / "config.json").read_text().encode("utf-16")), "model.bad_json"
     ),
@@ -267,6 +274,12 @@ def test_weights_in_two_files_are_those_of_one(good, tmp_path):
     assert inspect(tmp_path / "two") == inspect(good / "base")
     two, one = (load_model(Model(path=str(path)), tmp_path, CPU) for path in (tmp_path / "two", good / "base"))
     assert torch.equal(logits(two), logits(one))
+
+
+def test_whole_numbers_that_are_no_weights_are_let_pass(good, tmp_path):
+    folder, more = shutil.copytree(good / "base", tmp_path / "base"), torch.ones(2, 3, dtype=torch.int64)
+    weights(folder / WEIGHTS, lambda t: t.update({"model.position_ids": more, "model.layers.0.attn.bias": more.bool()}))
+    assert inspect(folder).dtype == "F32"
 
 
 @pytest.mark.parametrize("name", WARM)
