@@ -15,7 +15,7 @@ from core.config import Evaluation, Export, Job, Run, Serving, load
 from core.data.describe import find
 from core.data.rows import ANSWERS, Broken, examples
 from core.errors import InputError
-from core.export.target import target
+from core.export.target import check_base, target
 from core.formats import MEDIA
 from core.models import ahead, attention, liger, rope
 from core.models.inspect import ModelFacts, inspect, inspect_adapter, of_text
@@ -60,6 +60,8 @@ def check(job: Job, workspace: Path) -> None:
         if not job.source:
             raise InputError("config.missing", "source")
         _check_tuned(job.source, workspace, "source")
+        if facts and not (tuned(job.source, workspace, "source") / "config.json").exists():
+            check_base(facts.packed)
         if job.folder:
             target(job.folder, workspace)
 

@@ -23,8 +23,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from core.config import Export
 from core.errors import InputError, Stopped
 from core.export.card import exported
-from core.export.target import target
-from core.models import copies, damage, foreign, rope, value_head
+from core.export.target import check_base, target
+from core.models import bits, copies, damage, foreign, rope, value_head
 from core.models.adapters import load_adapter, tokenizer_of
 from core.models.device import DTYPES
 from core.models.inspect import inspect
@@ -135,6 +135,7 @@ def _source(job: Export, context: Context) -> Source:
     else:
         model, adapter = job.model, folder
         facts = inspect(model_folder(model, context.workspace))
+        check_base(facts.packed)
     dtype = DTYPES.get(job.model.precision) or STORED.get(facts.dtype, torch.float32)
     return Source(model, adapter, dtype, 0 if facts.model_type in SHARED else facts.parameters * dtype.itemsize)
 
@@ -176,6 +177,7 @@ def _merge(
     """Return (model with the adapter in its weights, logits of the probe while the adapter was still beside them)."""
     if adapter is None:
         return model, logits(model, probe_B_T)
+    model = bits.unpacked(model)
     wrapped = load_adapter(model, adapter, "tuned", "source")
     config = wrapped.peft_config["tuned"]
     if isinstance(config, LoraConfig) and config.lora_bias:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from core.errors import InputError
+from core.models.packed import packing
 
 
 def target(folder: str, workspace: Path) -> Path:
@@ -20,3 +21,9 @@ def target(folder: str, workspace: Path) -> Path:
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise InputError("path.not_writable", "folder", path=str(path.parent))
     return path
+
+
+def check_base(packed: str) -> None:
+    """Raise InputError for a base that comes packed in a way that nothing can be merged into. packed: its method."""
+    if packed not in ("", "bitsandbytes") and not packing(packed).unpacked:
+        raise InputError("export.packed", "model.path", given=packed)

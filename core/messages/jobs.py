@@ -109,6 +109,7 @@ JOBS: dict[str, str] = {
     # evaluation, export, chat
     "generation.too_long": "The longest answer has {given} tokens, the model holds only {context} with the question. Give less than {context}.",
     "export.bias": "The adapter in {folder} adds biases where the model has none, so it can't be merged. Use it as an adapter, beside its base.",
+    "export.packed": "The weights of this base are quantized by {given}, and no adapter can be merged into those. Give the base in full precision as the model (model.path), or use the adapter as it is, beside its base.",
     "export.differs": "The exported model answers differently ({step}: a logit differs by {difference}, {limit} are allowed), so it was not kept. Export with auto precision on the CPU, or report it.",
     "media.not_taken": "This model does not take {kinds}. Choose one that does, or leave them out.",
     "evaluated.too_long": "Question {number} has {tokens} tokens with its images, {limit} are allowed, and an image can't be cut. Raise the cutoff length.",

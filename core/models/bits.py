@@ -44,6 +44,18 @@ def check(made: PreTrainedModel, quantization: Any) -> None:
         raise packs_little(made.config.model_type)
 
 
+def unpacked(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the model; one that came packed by bitsandbytes with the weights that it computes with."""
+    if getattr(model, "quantization_method", "") != "bitsandbytes":
+        return model
+    given: Any = model
+    reading = {tuple(one.source_patterns) for one in given.hf_quantizer.get_weight_conversions()}
+    own = [one for one in given._weight_conversions or () if tuple(one.source_patterns) not in reading]
+    given = model.dequantize(torch.float32)
+    given._weight_conversions = own  # else it would be written as it was read
+    return given
+
+
 def make_ready(model: PreTrainedModel, *, made: bool = False) -> None:
     """Mend the packed layers of a model. made: whether its files hold them unpacked.
 

@@ -1,12 +1,14 @@
 """Exports of real tiny models: what is written answers as the adapter did; nothing half done is left."""
 
+import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from core import judges
 from core.config import dump, resolve
@@ -64,6 +66,30 @@ def test_merged_logits_are_those_of_the_adapter(room, source, adapter):
     facts = inspect(at.folder / "model")
     assert facts.parameters == metrics["parameters"] == inspect(room / "base").parameters
     assert merged.config.tie_word_embeddings and (at.folder / "model" / "generation_config.json").exists()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_an_adapter_of_a_packed_base_is_merged_into_what_that_computes_with(room, tmp_path, bits):
+    kind, packed = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8), tmp_path / "packed"
+    shutil.copytree(room / "base", packed)
+    AutoModelForCausalLM.from_pretrained(room / "base", quantization_config=kind).save_pretrained(packed)
+    with context(room, f"export {bits}") as at:
+        whole = export(job("tuned", model={"path": str(packed)}), at)["folder"]
+    assert not inspect(Path(whole)).packed
+    base = load_model(Model(path=str(packed), precision="fp32"), room, CPU).dequantize(torch.float32)
+    wanted = logits(PeftModel.from_pretrained(base, room / "runs" / "tuned" / "adapter"))
+    assert torch.allclose(logits(AutoModelForCausalLM.from_pretrained(whole)), wanted, atol=1e-4)
+
+
+def test_nothing_is_merged_into_what_cannot_be_unpacked(room, tmp_path):
+    packed = shutil.copytree(room / "base", tmp_path / "packed")
+    told = json.loads((packed / "config.json").read_text()) | {"quantization_config": {"quant_method": "gptq"}}
+    (packed / "config.json").write_text(json.dumps(told))
+    weights = load_file(packed / "model.safetensors") | {"packed": torch.zeros(1, dtype=torch.int32)}
+    save_file(weights, packed / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError) as raised, context(room, "export gptq") as at:
+        export(job("tuned", model={"path": str(packed)}), at)
+    assert (raised.value.code, raised.value.place) == ("export.packed", "model.path")
 
 
 def test_card_tells_where_it_comes_from(room):
