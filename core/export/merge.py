@@ -24,7 +24,7 @@ from core.config import Export
 from core.errors import InputError, Stopped
 from core.export.card import exported
 from core.export.target import check_base, target
-from core.models import bits, copies, damage, foreign, rope, value_head
+from core.models import bases, bits, copies, damage, foreign, rope, value_head
 from core.models.adapters import load_adapter, tokenizer_of
 from core.models.device import DTYPES
 from core.models.inspect import inspect
@@ -136,6 +136,7 @@ def _source(job: Export, context: Context) -> Source:
         model, adapter = job.model, folder
         facts = inspect(model_folder(model, context.workspace))
         check_base(facts.packed)
+        bases.warn_of([job.source], model, context, "source")
     dtype = DTYPES.get(job.model.precision) or STORED.get(facts.dtype, torch.float32)
     return Source(model, adapter, dtype, 0 if facts.model_type in SHARED else facts.parameters * dtype.itemsize)
 

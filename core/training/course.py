@@ -14,7 +14,7 @@ from core.config import Run
 from core.data import batch
 from core.data.batch import Lessons
 from core.errors import InputError
-from core.models import value_head, vocabulary
+from core.models import bases, value_head, vocabulary
 from core.models.loading import load_model, load_tokenizer, model_folder
 from core.models.senses import Senses
 from core.training import engines, results
@@ -43,6 +43,7 @@ def train(
         phases.begin("load_data")
         lessons = _rows(run, context, tokenizer, phases, options)
     phases.begin("load_model")
+    bases.warn_of(run.tuner.starts(), run.model, context, f"tuner.{run.tuner.kind}.start")
     model = load_model(
         run.model, context.workspace, run.hardware, training=True, longest=run.data.cutoff,
         aside=run.launcher.divides[1], check=run.tuner.check_made,

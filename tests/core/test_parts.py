@@ -15,13 +15,14 @@ from transformers import AutoModelForCausalLM
 
 from core import config, preflight
 from core.errors import InputError, Stopped
+from core.models import bases
 from core.models.inspect import inspect_adapter
 from core.models.lineup import Lineup
 from core.models.loading import load
 from core.sections import Hardware, Model
 from core.tuners.lora import Lora
 from tests.core.helpers import digest, train, weights
-from tests.core.models_fixtures import make_adapter
+from tests.core.models_fixtures import context, make_adapter, told
 from tests.core.test_tuners import learn_a_little, logits
 
 MANY: dict[str, dict[str, Any]] = {
@@ -205,6 +206,26 @@ def test_none_counts_twice_by_another_name(started: Path, make_run: Callable[...
     shutil.copytree(started.parent / "first" / "adapter", started.parent / "later" / "adapter")
     run = config.load((make_run("both", "tuner.start=[first,later]") / "run.yaml").read_text(), "run.yaml")
     assert refusal(run, started.parents[1]) == ("start.twice", {"given": "first", "run": "later"})
+
+
+def test_other_bases_and_positions_are_told(started: Path, tiny_model: Path, make_run: Callable[..., Path]) -> None:
+    workspace = started.parents[1]
+    moved, other = (Path(shutil.copytree(tiny_model, workspace / name)) for name in ("moved", "other"))
+    model = fresh(tiny_model)
+    model.lm_head.weight.data += 1
+    model.save_pretrained(other)
+    for name, settings in (("same", ()), ("long", ("model.rope=linear", "model.context=512")), ("gone", ())):
+        run = make_run(name, *settings)
+        shutil.copytree(started.parent / "first" / "adapter", run / "adapter")
+    gone = started.parent / "gone" / "run.yaml"
+    gone.write_text(gone.read_text().replace(str(tiny_model), "no/such/model"))
+    for reference, path, code in (
+        ("same", tiny_model, []), ("same", moved, []), ("same", other, ["adapter.other_base"]), ("gone", other, []),
+        ("long", moved, ["adapter.other_positions"]), ("first", other, []),
+    ):  # fmt: skip
+        with context(workspace, f"{reference} {path.name}") as at:
+            bases.warn_of([reference], Model(path=str(path)), at, "source")
+        assert [event["code"] for event in told(at, "warning")] == code
 
 
 def test_the_board_sees_what_is_missing(tiny_model: Path, tiny_data: Path, started: Path) -> None:
