@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.quantizers import AutoHfQuantizer
 
+from core.models import packed_check
 from core.models.packed import READ_PAST, packs_little
 
 PACKED = ("Linear4bit", "Linear8bitLt")
@@ -34,7 +36,7 @@ def check(made: PreTrainedModel, quantization: Any) -> None:
 
     made: the model without weights; its layers are exchanged here as they will be when it is loaded.
     """
-    AutoHfQuantizer.from_config(quantization, pre_quantized=False).preprocess_model(made, device_map=None)
+    _exchange(made, quantization, packed=False)
     head, packed, plain = made.get_output_embeddings(), 0, 0
     for module in made.modules():
         if isinstance(module, torch.nn.Linear) and module is not head:  # those packed are kinds of it
@@ -54,6 +56,32 @@ def unpacked(model: PreTrainedModel) -> PreTrainedModel:
     given = model.dequantize(torch.float32)
     given._weight_conversions = own  # else it would be written as it was read
     return given
+
+
+def check_packed(made: PreTrainedModel, folder: Path) -> None:
+    """Refuse a model in whose files what is packed lacks something, or is damaged.
+
+    made: the model without weights; its layers are exchanged here as they will be when it is loaded.
+    """
+    _exchange(made, made.config.quantization_config, packed=True)
+    layers = packed(made)
+    packed_check.check(folder, {name: (layer.out_features, layer.in_features) for name, layer in layers.items()},
+                       eight=in_eight(layers))  # fmt: skip
+
+
+def packed(model: PreTrainedModel) -> dict[str, Any]:
+    """Return the packed layers of a model by name."""
+    return {name: module for name, module in model.named_modules() if type(module).__name__ in PACKED}
+
+
+def in_eight(layers: Mapping[str, Any]) -> bool:
+    """Return whether packed layers are in 8 bits."""
+    return any(type(layer).__name__ == "Linear8bitLt" for layer in layers.values())
+
+
+def _exchange(made: PreTrainedModel, quantization: Any, *, packed: bool) -> None:
+    """Put packed layers in the place of plain ones. packed: whether the files hold them packed."""
+    AutoHfQuantizer.from_config(quantization, pre_quantized=packed).preprocess_model(made, device_map=None)
 
 
 def make_ready(model: PreTrainedModel, *, made: bool = False) -> None:

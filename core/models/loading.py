@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,7 @@ from core.models import ahead, bits, foreign, senses, vocabulary
 from core.models.attention import implementation
 from core.models.device import compute_dtype, pick_device
 from core.models.inspect import THINKER, inspect
+from core.models.names import shorten
 from core.models.packages import require
 from core.models.packed import method, packing
 from core.models.rope import stretch
@@ -59,8 +60,6 @@ UNUSABLE = (ValueError, TypeError, KeyError, AttributeError, ImportError, IndexE
 """What transformers and tokenizers raise for a config or a tokenizer file they can't make sense of."""
 MOST_MISSING = 2
 """Times the weights in the files that a config may make; what is missing is then listed by name."""
-SHOWN = 5
-"""Names in a message at most."""
 
 
 def load(
@@ -259,12 +258,15 @@ def _quantization(
 def _made(folder: Path, config: PreTrainedConfig, *, packed: bool) -> PreTrainedModel:
     """Return the model without its weights.
 
-    Refuses a config that makes no model, or far more weights than the files hold, before memory is taken for them.
+    Refuses a config that makes no model, or far more weights than the files hold, before memory is taken for them, and
+    packed weights that are damaged.
     """
     stored = inspect(folder).parameters
     try:
         with torch.device("meta"):
             made = _auto(config).from_config(copy.deepcopy(config), attn_implementation="eager")
+        if method(config.to_dict()) == "bitsandbytes":
+            bits.check_packed(made, folder)
     except (*UNUSABLE, RuntimeError) as error:
         raise InputError("model.unusable", "model.path", folder=str(folder), what=_line(error)) from None
     if not packed and made.num_parameters() > MOST_MISSING * stored:
@@ -282,13 +284,6 @@ def _check_whole(folder: Path, info: dict[str, Any]) -> None:
         raise InputError("model.weights_missing", "model.path", folder=str(folder), names=shorten(missing))
     if left := info["unexpected_keys"]:
         raise InputError("model.weights_unknown", "model.path", folder=str(folder), names=shorten(left))
-
-
-def shorten(names: Iterable[str]) -> str:
-    """Return the first names in order, and how many more there are."""
-    ordered = sorted(names)
-    more = f", … (+{len(ordered) - SHOWN})" if len(ordered) > SHOWN else ""
-    return ", ".join(ordered[:SHOWN]) + more
 
 
 def _line(error: BaseException) -> str:
