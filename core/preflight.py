@@ -18,10 +18,11 @@ from core.errors import InputError
 from core.export.target import check_base, target
 from core.formats import MEDIA
 from core.models import ahead, attention, liger, rope
+from core.models.headers import tensors
 from core.models.inspect import ModelFacts, inspect, inspect_adapter, of_text
 from core.models.jsons import read_json
 from core.models.packages import check_here
-from core.models.packed import OF_THEIR_OWN, packing, packs_little
+from core.models.packed import OF_THEIR_OWN, in_bits, packing, packs_little
 from core.models.room import devices, room
 from core.models.targets import alike
 from core.workspace import HUB_ID, locate, tuned
@@ -93,6 +94,10 @@ def check_model(job: Job, workspace: Path) -> ModelFacts | None:
         raise InputError("moe.no_router", "training.router_aux_loss", model=facts.model_type)
     if isinstance(job, Run) and not facts.packed and alike(facts.model_type):
         forecast.check(job, workspace)
+    if isinstance(job, Run) and "bitsandbytes" in (facts.packed, job.model.quantizer.package):
+        layers, eight = in_bits(tensors(folder, "model.path"), facts.model_type, job.model.quantizer.kind)
+        told = layers if facts.packed or alike(facts.model_type) else []
+        job.tuner.as_begun(workspace).check_packed(told, eight=eight)
     return facts
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.errors import InputError
+from core.models.headers import Tensor
+from core.models.shapes import APART, Shapes
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,19 @@ def stays(model_type: str, module: str) -> bool:
     """Return whether bitsandbytes leaves a linear layer as it is, by its name."""
     whole = {*READ_PAST.get(model_type, ()), *SHARED.get(model_type, ())}
     return not whole.isdisjoint(module.split("."))
+
+
+def in_bits(tensors: Mapping[str, Tensor], model_type: str, quantizer: str) -> tuple[list[str], bool]:
+    """Return (names of the layers that bitsandbytes has packed, or surely would pack, whether in 8 bits).
+
+    tensors: what the files hold. quantizer: the kind of the one of the settings.
+    """
+    eight = [name.removesuffix(".SCB") for name in tensors if name.endswith(".SCB")]
+    four = [name.removesuffix(".weight.absmax") for name in tensors if name.endswith(".weight.absmax")]
+    if eight or four:
+        return [*eight, *four], bool(eight)
+    plain = Shapes({name: entry.shape for name, entry in tensors.items()}, {}).layers
+    return [name for name in plain if not (APART.search(name) or stays(model_type, name))], quantizer == "bnb_8bit"
 
 
 def packs_little(model_type: str) -> InputError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from inspect import isfunction
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +15,7 @@ from core.config import Run
 from core.data import batch
 from core.data.batch import Lessons
 from core.errors import InputError
-from core.models import bases, value_head, vocabulary
+from core.models import bases, bits, value_head, vocabulary
 from core.models.loading import load_model, load_tokenizer, model_folder
 from core.models.senses import Senses
 from core.training import engines, results
@@ -22,6 +23,7 @@ from core.training.fit import fit
 from core.training.objective import Objective
 from core.training.phases import Phases
 from core.training.preference import undropped
+from core.tuners import Tuner
 from core.workspace import Context, tuned
 
 Prepare = Callable[[Any, PreTrainedTokenizerBase], tuple[Any, Objective]]
@@ -46,7 +48,7 @@ def train(
     bases.warn_of(run.tuner.starts(), run.model, context, f"tuner.{run.tuner.kind}.start")
     model = load_model(
         run.model, context.workspace, run.hardware, training=True, longest=run.data.cutoff,
-        aside=run.launcher.divides[1], check=run.tuner.check_made,
+        aside=run.launcher.divides[1], check=partial(_check_made, run.tuner.as_begun(context.workspace)),
     )  # fmt: skip
     if run.stage.compares:
         undropped(model)
@@ -80,6 +82,13 @@ def _begun(run: Run, context: Context) -> Iterator[tuple[Path, str]]:
         place = f"tuner.{run.tuner.kind}.start"
         yield tuned(name, context.workspace, place), place
     yield model_folder(run.model, context.workspace), "model.path"
+
+
+def _check_made(tuner: Tuner, made: PreTrainedModel) -> None:
+    """Raise InputError for settings that a model has no place for; it has no weights yet."""
+    if layers := bits.packed(made):
+        tuner.check_packed(layers, eight=bits.in_eight(layers))
+    tuner.check_made(made)
 
 
 def _keep(

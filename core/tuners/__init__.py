@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, LiteralString
 
@@ -71,6 +71,12 @@ class Tuner(Spec):
         """Raise InputError, as `attach` would, for settings that a model has no place for; it has no weights yet.
 
         It may be changed.
+        """
+
+    def check_packed(self, packed: Collection[str], *, eight: bool) -> None:
+        """Raise InputError for settings that layers held in few bits stand against.
+
+        packed: names of those layers, as in the files or as in memory. eight: whether they are in 8 bits.
         """
 
     def against(self, quantizer: str) -> tuple[LiteralString, str] | None:

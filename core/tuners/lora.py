@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, LiteralString
@@ -129,6 +129,12 @@ class Lora(Tuner):
         if quantizer == "bnb_8bit" and self.dora:  # what the package unpacks weights with is gone after an answer
             return "quantizer.dora", "tuner.lora.dora"
         return super().against(quantizer)
+
+    def check_packed(self, packed: Collection[str], *, eight: bool) -> None:
+        if eight and self.dora:
+            raise InputError("quantizer.dora", "tuner.lora.dora")
+        if whole := next((name for name in self.extra if any(named(layer, [name]) for layer in packed)), ""):
+            raise InputError("lora.packed_whole", "tuner.lora.extra", module=whole)
 
     @property
     def masks(self) -> bool:
