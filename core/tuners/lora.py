@@ -219,8 +219,9 @@ class Lora(Tuner):
         """Set the adapter to where it shall begin, where that is not at nothing."""
         import torch
 
-        from core.models import damage, eva, loftq, pissa
+        from core.models import damage, dora, eva, loftq, pissa
 
+        dora.check(tuned, ADAPTER)
         try:
             if self.pissa:
                 pissa.begin(tuned, folder / "beginning", ADAPTER)
