@@ -37,6 +37,8 @@ ROTARY = ("rope_scaling", "rope_parameters")
 DIVIDE = ("rope_theta", "factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor",
           "beta_fast", "beta_slow")  # fmt: skip
 """Keys of rotary positions whose values must be above 0."""
+SHARES = re.compile(r"(dropout|pdrop)(_p|_prob|_rate)?$")
+"""Keys whose values are shares of what is dropped."""
 PLAIN = ("F64", "F32", "F16", "BF16")
 MAYBE_DENSE = "compressed-tensors"
 """The one way of packing that has a format without any."""
@@ -249,7 +251,11 @@ def _refuse_giants(config: dict[str, Any], tensors: dict[str, Tensor], folder: P
 
 
 def _refuse_odd_numbers(folder: Path, config: dict[str, Any], place: str) -> None:
-    """Refuse rotary positions by numbers that are not above 0: they divide."""
+    """Refuse rotary positions by numbers that are not above 0: they divide; shares that are none; odd settings."""
+    for name, value in _settings(config):
+        share = SHARES.search(name) and isinstance(value, int | float)
+        if (share and not 0 <= value <= 1) or (name == "quantization_config" and not isinstance(value, dict | None)):
+            raise InputError("model.bad_value", place, folder=str(folder), name=name, given=str(value)[:80])
     rotary = [value for key, value in _settings(config) if key in ROTARY and isinstance(value, dict)]
     for name, number in (pair for told in rotary for pair in _settings(told)):
         odd = isinstance(number, str) or (isinstance(number, int | float) and not 0 < number < math.inf)

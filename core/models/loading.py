@@ -58,6 +58,8 @@ WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 UNUSABLE = (ValueError, TypeError, KeyError, AttributeError, ImportError, IndexError, ZeroDivisionError, AssertionError,
             SafetensorError, StrictDataclassError)  # fmt: skip
 """What transformers and tokenizers raise for a config or a tokenizer file they can't make sense of."""
+RARE = "☃ 文 a"
+"""A text that a tokenizer must take whether it has tokens for it or not."""
 MOST_MISSING = 2
 """Times the weights in the files that a config may make; what is missing is then listed by name."""
 
@@ -99,6 +101,8 @@ def load_tokenizer(
             tokenizer.eos_token = end  # so that what is trained knows where to stop when it answers
     elif not isinstance(tokenizer.chat_template, str | dict | None):
         raise InputError("model.bad_tokenizer", "model.path", folder=str(folder), what="chat_template is no text")
+    elif isinstance(tokenizer.chat_template, dict) and "default" not in tokenizer.chat_template:
+        raise InputError("model.template_names", "data.template", names=", ".join(tokenizer.chat_template))
     elif tokenizer.chat_template is None and (own := senses.template(folder)):
         tokenizer.chat_template = own
     elif tokenizer.chat_template is None:
@@ -114,6 +118,7 @@ def read_tokenizer(folder: Path, config: PreTrainedConfig, place: str = "model.p
     try:
         with _Bare():
             read = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False, local_files_only=True)
+            read(RARE)
     except (*UNUSABLE, OSError) as error:
         raise InputError("model.bad_tokenizer", place, folder=str(folder), what=_line(error)) from None
     read.init_kwargs.pop("auto_map", None)
@@ -199,6 +204,7 @@ def _config(folder: Path) -> PreTrainedConfig:
     except UNUSABLE as error:
         raise InputError("model.unusable", "model.path", folder=str(folder), what=_line(error)) from None
     vars(config).pop("auto_map", None)  # what we save needs no code of others
+    config.get_text_config().return_dict = config.return_dict = True  # what is asked for by name would be a tuple
     return bits.handed_on(config, vars(config).get(THINKER, config))
 
 
