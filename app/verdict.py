@@ -56,7 +56,7 @@ class Verdict:
             form.settle(button.click(mend, [page.language, self.offered, *form.inputs], form.outputs, **QUIET))
 
     def updates(self, form: Values, language: str, values: Sequence[Any], **_: bool) -> list[Any]:
-        """Return one update for each of `outputs`; nothing is told of settings that are wrong or of no known model."""
+        """Return one update for each of `outputs`; of settings that are wrong, the model's path alone is told."""
         told, brief, offers = self._tell(form, language, values)
         buttons = [gr.update(value=label, visible=True) for label in offers]
         hidden = [gr.update(visible=UNSEEN)] * (BUTTONS - len(buttons))
@@ -82,8 +82,9 @@ class Verdict:
         try:
             run = form.job(values)
             assert isinstance(run, config.Run)
-        except InputError:
-            return "", "", {}  # the fields say what is wrong
+        except InputError as error:  # the fields say what is wrong; of the model, it stands where its verdict would
+            of_model = (problem for problem in error.problems if problem.place == "model.path")
+            return "".join(fit.problem_told(language, problem) for problem in of_model), "", {}
         told, offers = "", dict[str, Patch]()
         try:
             with suppress(InputError):  # check_model says the same, or better

@@ -224,3 +224,10 @@ def test_the_verdict_and_the_doctor_name_a_package_that_is_not_here(tiny_model, 
     with pytest.raises(InputError) as caught:
         foresee(form.job(values), workspace, Answer(as_json=True))
     assert (caught.value.code, caught.value.place) == ("package.missing", "launcher")
+
+
+def test_the_verdict_says_why_there_is_none_of_a_model_outside(form, tmp_path):
+    values = edited(form, model__path="/etc")
+    told, brief, *_ = Verdict(tmp_path).updates(form, "en", values)
+    assert "/etc lies outside the workspace" in told["value"] and not brief["value"]
+    assert Verdict(tmp_path).updates(form, "en", edited(form, training__batch_size=0))[0]["value"] == ""
