@@ -116,7 +116,8 @@ def unforeseen(run: Run, workspace: Path) -> InputError:
         return InputError("memory.cluster", "hardware.cluster")
     if _shapes(run.model, workspace):
         return InputError("memory.names", "tuner", model=run.model.path)
-    return InputError("memory.unknown", "model.path", model=run.model.path)
+    known = _folder(run.model, workspace)
+    return InputError("memory.size" if known else "memory.unknown", "model.path", model=run.model.path)
 
 
 def foresee(run: Run, shapes: Shapes, stored: int, there: Room) -> Forecast:
@@ -198,16 +199,19 @@ def _options(run: Run, way: str, ways: tuple[str, ...], *, packed: bool) -> Iter
 
 def _shapes(model: Model, workspace: Path) -> tuple[Shapes, int] | None:
     """Return (shapes, bytes of weights that come quantized and stay so) of a model; None where too little is known."""
+    folder = _folder(model, workspace)
+    return _read(folder, stamp(folder)) if folder else None
+
+
+def _folder(model: Model, workspace: Path) -> Path | None:
+    """Return the folder with the model's config.json; None for one of the hub whose config is out of reach."""
     try:
-        folder = locate(model.path, workspace, "model.path")
+        return locate(model.path, workspace, "model.path")
     except InputError:
         if not HUB_ID.fullmatch(model.path):
             raise
         found = _hub_config(model.path, model.revision, int(time.monotonic() // PATIENCE))
-        if not found:
-            return None
-        folder = found.parent
-    return _read(folder, stamp(folder))
+        return found.parent if found else None
 
 
 def _with_tokens(shapes: Shapes, model: Model, workspace: Path) -> Shapes:

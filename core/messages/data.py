@@ -123,5 +123,6 @@ DATA: dict[str, str] = {
     "report.near_leak": "{count} rows of the evaluation set are nearly the same as trained ones (lines {lines}). Look at them before you trust the evaluation.",
     "memory.cluster": "How much memory the machines of a cluster have is not known here. Leave the cluster empty to see what the run takes.",
     "memory.names": "What of {model} would learn can't be told from its files alone: they may name its layers otherwise. Start the run: it says so where nothing would learn.",
+    "memory.size": "How large {model} is can't be told from its config.json alone, which says too little of some of its parts. It is known once its weights are in its folder, and not packed.",
     "memory.unknown": "The memory that {model} needs is known once its config.json is here. Is it on this machine, or the hub in reach?",
 }

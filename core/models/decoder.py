@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from core.models.shapes import NUMBERS, Shapes
+from core.models.shapes import NUMBERS, WHOLE_TYPE, Shapes
 
 LARGEST, MOST_LAYERS = 1 << 24, 512
-UNLIKE = (
-    "phi", "starcoder2", "gpt_neox", "opt", "falcon", "mamba", "mamba2", "falcon_mamba", "rwkv", "lfm2", "nemotron"
-)  # fmt: skip
-"""Types whose blocks are no usual ones: two matrices in the MLP, or no attention."""
+UNLIKE = ("phi", "starcoder2", "gpt_neox", "opt", "falcon", "rwkv", "nemotron", "jetmoe", "idefics2", "lighton_ocr")
+"""Types with other parts than are told here: another MLP, heads that are experts, a resampler, a head that is tied."""
+SCANS = re.compile(r"(mamba|linear|conv)_|lru_width$|(ssm_)?state_size$")
+"""Beginnings of keys of config.json where states go from token to token in some blocks: it tells too little."""
+UNGATED = ("arcee", "jais2", "nanochat", "apertus", "persimmon", "fuyu")
+"""Types that have no gate in the MLP."""
+TOWERS = {"vision_tower": "vision_config", "audio_tower": "audio_config"}
+TOWER = {
+    "width": ("embed_dim", "d_model", "hidden_size"), "layers": ("num_hidden_layers", "depth", "encoder_layers"),
+    "inner": ("intermediate_size", "encoder_ffn_dim"),
+}  # fmt: skip
+"""Keys of their configs that tell their sizes; several where architectures differ."""
 TIED = ("gemma", "cohere")
 NORMED = ("qwen3", "gemma3", "gemma4", "olmo2", "olmo3", "olmoe", "exaone4", "dots1")
 """Beginnings of types that have norms of queries and keys, of which no config tells."""
@@ -21,9 +30,10 @@ def of_config(config: Mapping[str, Any]) -> Shapes | None:
     """Return the shapes that a decoder of this config has; None where the config does not tell them.
 
     For models whose files are not here, or hold packed weights: the matrices of a block by the names that most
-    architectures share, with attention through latent vectors and experts where the config speaks of them.
+    architectures share, with attention through latent vectors, experts, eyes and ears where the config speaks of them.
     """
-    if str(config.get("model_type")) in UNLIKE:
+    kinds = {str(config.get(key)) for key in ("model_type", WHOLE_TYPE)}
+    if not kinds.isdisjoint(UNLIKE) or any(SCANS.match(key) for key in config):
         return None
     told = [config.get(key) for keys in NUMBERS.values() for key in keys]
     if any(value is not None and not (isinstance(value, int) and 0 <= value <= LARGEST) for value in told):
@@ -39,15 +49,49 @@ def of_config(config: Mapping[str, Any]) -> Shapes | None:
     tied = str(config.get("model_type")).startswith(TIED)  # where the config does not say it
     if not config.get("tie_word_embeddings", tied):
         tensors["lm_head.weight"] = (vocabulary, width)
-    normed = str(config.get("model_type")).startswith(NORMED)
     for index in range(layers):
-        parts = (_latent if size["latent"] else _attention)(size) | (
-            _experts if size["experts"] and index >= size["dense"] else _dense
-        )(size)
-        if normed:
-            parts |= dict.fromkeys(("self_attn.q_norm", "self_attn.k_norm"), (size["head"],))
+        parts = _block(size, index, str(config.get("model_type")))
         tensors |= {f"model.layers.{index}.{name}.weight": shape for name, shape in parts.items()}
+    if size["words_each"] and size["each"]:
+        tensors["model.embed_tokens_per_layer.weight"] = (size["words_each"], layers * size["each"])
+        tensors["model.per_layer_model_projection.weight"] = (layers * size["each"], width)
+    for name, key in TOWERS.items():
+        if part := config.get(key):
+            if not (tower := _tower(name, part)):
+                return None
+            tensors |= tower
     return Shapes(tensors, config)
+
+
+def _block(size: Mapping[str, int], index: int, model_type: str) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of one block."""
+    parts = (_latent if size["latent"] else _attention)(size)
+    if size["experts"] and index >= size["dense"]:
+        parts |= _experts(size)
+    else:
+        parts |= _dense(size, gated=model_type not in UNGATED)
+    if model_type.startswith(NORMED):
+        parts |= dict.fromkeys(("self_attn.q_norm", "self_attn.k_norm"), (size["head"],))
+    if size["words_each"] and size["each"]:
+        parts["per_layer_input_gate"] = (size["each"], size["width"])
+        parts["per_layer_projection"] = (size["width"], size["each"])
+    return parts
+
+
+def _tower(name: str, config: Any) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of eyes or ears, blocks of a transformer as they mostly are; none where they are not told."""
+    if not isinstance(config, dict):
+        return {}
+    size = {part: next((config[key] for key in keys if config.get(key)), 0) for part, keys in TOWER.items()}
+    if not all(isinstance(value, int) and 0 <= value <= LARGEST for value in size.values()):
+        return {}
+    if not size["width"] or not 0 < size["layers"] <= MOST_LAYERS:
+        return {}
+    gated = config.get("hidden_act") == "silu" or config.get("model_type") == "pixtral"
+    whole = {"heads": 1, "head": 0, "groups": 0, **size, "inner": size["inner"] or 4 * size["width"]}
+    parts = _attention(whole) | _dense(whole, gated=gated)
+    return {f"{name}.layers.{index}.{part}.weight": shape
+            for index in range(size["layers"]) for part, shape in parts.items()}  # fmt: skip
 
 
 def _attention(size: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
@@ -83,14 +127,13 @@ def _latent(size: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _dense(size: Mapping[str, int], name: str = "mlp", inner: int = 0) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of an MLP with a gate."""
+def _dense(
+    size: Mapping[str, int], name: str = "mlp", inner: int = 0, *, gated: bool = True
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of an MLP."""
     width, inner = size["width"], inner or size["inner"]
-    return {
-        f"{name}.gate_proj": (inner, width),
-        f"{name}.up_proj": (inner, width),
-        f"{name}.down_proj": (width, inner),
-    }
+    found: dict[str, tuple[int, ...]] = {f"{name}.up_proj": (inner, width), f"{name}.down_proj": (width, inner)}
+    return {f"{name}.gate_proj": (inner, width)} | found if gated else found
 
 
 def _experts(size: Mapping[str, int]) -> dict[str, tuple[int, ...]]:

@@ -51,6 +51,7 @@ NUMBERS = {
     "shared": ("n_shared_experts", "moe_num_shared_experts"), "beside": ("shared_expert_intermediate_size",),
     "latent": ("kv_lora_rank",), "latent_q": ("q_lora_rank",), "unturned": ("qk_nope_head_dim",),
     "turned": ("qk_rope_head_dim",), "value": ("v_head_dim",),
+    "words_each": ("vocab_size_per_layer_input",), "each": ("hidden_size_per_layer_input",),
 }  # fmt: skip
 """Keys of config.json that tell the sizes of a decoder; several where architectures differ."""
 SHARED, SHARING = ".shared_transf.", ".mamba_decoder."
