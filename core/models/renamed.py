@@ -19,6 +19,15 @@ ANY: Rules = (
 )
 """Pattern -> what stands in its place, one after the other, for models of any type."""
 TEXT: Rules = ((r"^model\.(?=(embed_tokens|layers|norm)\.)", "model.language_model."),)
+MIXTRAL: Rules = ((r"\.block_sparse_moe\.", ".mlp."),)
+GRANITE: Rules = (
+    (r"\.block_sparse_moe\.input_linear\.weight$", ".block_sparse_moe.experts.gate_up_proj"),
+    (r"\.block_sparse_moe\.output_linear\.weight$", ".block_sparse_moe.experts.down_proj"),
+    (r"\.router\.layer\.", ".router."),
+)
+STACKED: Rules = ((r"\.[qkv]_conv1d\.", ".conv1d."),)
+DELTA: Rules = (*STACKED, (r"\.self_attn\.(f_[ab]_proj\.)", r".self_attn.forget_gate.\1"))
+"""The decay of these lies in the gate in memory, too; scans.py looks for it beside the rest of the rule."""
 BY_TYPE: Mapping[str, Rules] = {
     "deepseek_v4": (
         (r"^embed\.", "embed_tokens."), (r"^head\.", "lm_head."), (r"\.attn\.", ".self_attn."), (r"\.ffn\.", ".mlp."),
@@ -32,27 +41,61 @@ BY_TYPE: Mapping[str, Rules] = {
         (r"\.w1(?=\.|$)", ".gate_proj"), (r"\.w2(?=\.|$)", ".down_proj"), (r"\.w3(?=\.|$)", ".up_proj"),
         (r"\.gate\.bias$", ".gate.e_score_correction_bias"),
     ),
-    "ernie4_5_vl_moe": (*TEXT, (r"^model\.vision_model\.", "model.vision_tower.")),
-    "hunyuan_vl": TEXT,
+    "ernie4_5_vl_moe": (
+        *TEXT, (r"^model\.vision_model\.", "model.vision_tower."),
+        (r"\.mlp\.moe_statics\.", ".mlp.gate.moe_statics."), (r"\.mlp\.gate\.(?!weight_1)", ".mlp.text_moe.gate."),
+        (r"\.mlp\.gate\.weight_1$", ".mlp.vision_moe.gate.weight"),
+        (r"(l_linear)\.0\.", r"\1.fc1."), (r"(l_linear)\.2\.", r"\1.fc2."), (r"(l_linear)\.3\.", r"\1.ln."),
+    ),
+    "glm5_next": (*DELTA, (r"\.hc_(attn|ffn)_", r".\1_hc.")),
+    "granitemoe": GRANITE,
+    "granitemoehybrid": GRANITE,
+    "hunyuan_vl": (*TEXT, (r"^vit\.", "model.vision_tower.")),
     "hy_v3": (
         (r"\.shared_mlp\.", ".shared_experts."), (r"\.router\.gate\.", ".gate."),
         (r"\.expert_bias$", ".e_score_correction_bias"),
     ),
+    "kimi_k25": (
+        (r"^language_model\.model\.blocks\.", "language_model.model.layers."),
+        (r"^mm_projector\.proj\.0\.", "mm_projector.in_proj."), (r"^mm_projector\.proj\.2\.", "mm_projector.out_proj."),
+    ),
+    "kimi_linear": (*MIXTRAL, *DELTA),
+    "laguna": ((r"\.shared_expert\.", ".shared_experts."),),
+    "minimax": MIXTRAL,
+    "minimax_m2": MIXTRAL,
+    "mixtral": MIXTRAL,
     "molmo2": (
         (r"^model\.transformer\.wte\.embedding$", "model.language_model.embed_tokens.weight"),
         (r"^model\.transformer\.ln_f\.", "model.language_model.norm."),
         (r"^model\.transformer\.blocks\.", "model.language_model.layers."),
         (r"\.attn_norm\.", ".input_layernorm."), (r"\.ff_norm\.", ".post_attention_layernorm."),
         (r"\.attn_out\.", ".o_proj."), (r"\.ff_out\.", ".down_proj."),
+        (r"\.vision_backbone\.image_vit\.transformer\.resblocks\.", ".vision_tower.layers."),
+        (r"\.vision_backbone\.image_vit\.", ".vision_tower."), (r"\.attention\.w([qkvo])\.", r".self_attn.\1_proj."),
+        (r"\.feed_forward\.w([12])\.", r".mlp.fc\1."), (r"\.attention_norm\.", ".layer_norm1."),
+        (r"\.ffn_norm\.", ".layer_norm2."),
+        (r"\.vision_backbone\.", ".multi_modal_projector."), (r"(\.image_pooling_2d)\.w([qkvo])\.", r"\1.\2_proj."),
+        (r"(\.image_projector)\.w1\.", r"\1.gate_proj."), (r"(\.image_projector)\.w2\.", r"\1.down_proj."),
+        (r"(\.image_projector)\.w3\.", r"\1.up_proj."),
     ),
     "nemotron_h": ((r"^backbone\.", "model."),),
-    "nemotron_h_omni": ((r"^language_model\.backbone\.", "language_model.model."),),
-    "paddleocr_vl": TEXT,
+    "nemotron_h_omni": (
+        (r"^language_model\.backbone\.", "language_model.model."), (r"^mlp1\.0\.", "multi_modal_projector.layer_norm."),
+        (r"^mlp1\.1\.", "multi_modal_projector.linear_1."), (r"^mlp1\.3\.", "multi_modal_projector.linear_2."),
+    ),
+    "olmo_hybrid": (
+        *STACKED, (r"\.attention_layer_norm\.", ".input_layernorm."),
+        (r"\.feedforward_layer_norm\.", ".post_attention_layernorm."),
+    ),
+    "paddleocr_vl": (*TEXT, (r"^mlp_AR\.", "model.projector.")),
+    "phimoe": (*MIXTRAL, (r"\.gate\.weight$", ".router.weight")),
+    "qwen2_5_omni": TEXT,
     "qwen2_5_vl": TEXT,
     "qwen2_vl": TEXT,
+    "qwen3_omni_moe": TEXT,
     "step3p7": (
         *TEXT, (r"\.moe\.(up|gate|down)_proj\.weight$", r".mlp.experts.\1_proj"), (r"\.moe\.", ".mlp."),
-        (r"\.share_expert\.", ".mlp.shared_experts."),
+        (r"\.share_expert\.", ".mlp.shared_experts."), (r"^vit_large_projector\.", "model.multi_modal_projector."),
     ),
 }  # fmt: skip
 
@@ -64,8 +107,8 @@ def as_loaded(tensors: Tensors, model_type: str) -> dict[str, tuple[int, ...]]:
     for name, shape in _stacked(tensors, model_type).items():
         for pattern, other in rules:
             name = pattern.sub(other, name)
-        if learnable(name):
-            found[name] = shape
+        if learnable(name):  # what several become is as tall as all of them
+            found[name] = (shape[0] + found[name][0], *shape[1:]) if name in found else shape
     return _divided(found) if model_type == "molmo2" else found
 
 

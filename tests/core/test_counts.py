@@ -53,6 +53,20 @@ from tests.core import tiny
     ("step3p7", ["kind=full"]),
     ("step3p7", ["kind=lora", "experts=true"]),
     ("ernie4_5_vl_moe", ["kind=lora", "experts=true"]),
+    ("ernie4_5_vl_moe", ["kind=lora", "extra=[mlp,resampler_model.spatial_linear.fc1]"]),
+    ("granitemoe", ["kind=lora", "extra=[experts]"]),  # files that name modules otherwise
+    ("granitemoe", ["kind=lora", "extra=[router]"]),
+    ("granitemoehybrid", ["kind=lora", "extra=[experts]"]),
+    ("kimi_linear", ["kind=lora", "extra=[mlp,conv1d]"]),
+    ("laguna", ["kind=lora", "extra=[shared_experts]"]),
+    ("minimax", ["kind=lora", "extra=[mlp]"]),
+    ("minimax_m2", ["kind=freeze", "layers=0", "extra=[mlp]"]),
+    ("mixtral", ["kind=lora", "extra=[mlp]"]),
+    ("molmo2", ["kind=lora", "extra=[multi_modal_projector]"]),
+    ("nemotron_h_omni", ["kind=lora", "extra=[multi_modal_projector]"]),
+    ("olmo_hybrid", ["kind=lora", "extra=[post_attention_layernorm,conv1d]"]),
+    ("phimoe", ["kind=lora", "extra=[mlp]"]),
+    ("phimoe", ["kind=lora", "extra=[router]"]),
 ])  # fmt: skip
 def test_as_many_learn_as_planned(model_type: str, tuner: list[str], tmp_path: Path) -> None:
     model = tiny.tiny_model(model_type)
