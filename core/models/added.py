@@ -9,6 +9,7 @@ from core.errors import InputError
 from core.models.inspect import has_experts
 from core.models.shapes import APART, EXPERT, Linear, Shapes, named
 from core.models.tables import HEAD, ROWS, tables, with_bias
+from core.models.targets import held
 
 
 def copied(shapes: Shapes, extra: Sequence[str], tokens: int) -> dict[str, tuple[int, ...]]:
@@ -18,7 +19,7 @@ def copied(shapes: Shapes, extra: Sequence[str], tokens: int) -> dict[str, tuple
     """
     if not (wanted := [*extra, *(with_bias(shapes) if tokens else [])]):
         return {}
-    return {name: shape for name, shape in shapes.tensors.items() if named(name, wanted)}
+    return {name: shape for name, shape in shapes.tensors.items() if held(name, wanted, shapes.trunk)}
 
 
 def beneath(shapes: Shapes, extra: Sequence[str], tokens: int) -> int:

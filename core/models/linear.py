@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from core.errors import InputError
 from core.models.blocks import blocks, numbered
 from core.models.shapes import taken_for_experts
-from core.models.targets import apart, elsewhere, fits, means, shown, within
+from core.models.targets import apart, elsewhere, means, none_meant, of_experts, shown, within
 from core.models.vocabulary import by_rows
 
 KINDS = ("FalconLinear", "Linear4bit", "Linear8bitLt", "QuantLinear", "QuantizedLinear", "HQQLinear", "EetqLinear",
@@ -50,7 +50,8 @@ def chosen(
     for target in targets:
         fitting = [name for name, parts in takers.items() if means(target, name, parts)]
         if not fitting:
-            raise _none_meant(model, target, takers, place, lora=lora)
+            modules = [name for name, _ in model.named_modules() if name]
+            raise none_meant(model.config.model_type, target, takers, modules, place, lora=lora)
         if layers is not None:
             fitting = [name for name, number in numbered(model, fitting).items() if number in layers]
         if not fitting:
@@ -58,7 +59,7 @@ def chosen(
         if lora:
             fitting = [name for name in fitting if not taken_for_experts(model.config.model_type, name)]
         if not fitting:
-            raise InputError("lora.of_experts", place, module=target, type=model.config.model_type)
+            raise of_experts(model.config.model_type, target, place)
         found |= dict.fromkeys(fitting)
     left = [name for name in found if not any(f"{name}.".startswith(f"{module}.") for module in whole)]
     if not left:
@@ -75,24 +76,31 @@ def for_lora(
     return chosen(model, targets, "tuner.lora.targets", numbers, lora=True, whole=whole), whole
 
 
-def wholly(model: PreTrainedModel, names: Sequence[str], place: str) -> list[str]:
+def wholly(model: PreTrainedModel, names: Sequence[str], place: str, *, tied: bool = True) -> list[str]:
     """Return the modules that names mean, or ends of names from a dot on; none that lies within another of them.
 
-    Raises InputError at `place` for a name that means none with weights: lists of modules are no modules to copy.
+    Modules beside the text part, as those that see, must be named by a path into these. tied: whether modules count all
+    of whose weights are another's. Raises InputError at `place` for a name that means none with weights: lists of
+    modules are no modules to copy.
     """
-    lists = (torch.nn.ModuleList, torch.nn.ModuleDict)
-    holders = [name for name, module in model.named_modules()
-               if name and not isinstance(module, lists) and next(module.parameters(), None) is not None]  # fmt: skip
+    trunk, lists = _decoder(model), (torch.nn.ModuleList, torch.nn.ModuleDict)
+    paths = [name.split(".") for name, _ in model.named_parameters(remove_duplicate=not tied)]
+    having = {".".join(path[:end]) for path in paths for end in range(1, len(path))}
+    holders = [name for name, module in model.named_modules() if name in having and not isinstance(module, lists)]
     found: dict[str, None] = {}
     for given in names:
         fitting = [name for name in holders if f".{name}".endswith(f".{given}")]
-        if not fitting:
+        missing = {name: [part for part in sorted(apart(name, trunk)) if part not in given] for name in fitting}
+        meant = [name for name in fitting if not missing[name]]
+        if fitting and not meant:
+            raise InputError("tuner.apart", place, module=given, part=missing[fitting[0]][0])
+        if not meant:
             there = any(f".{name}".endswith(f".{given}") for name, _ in model.named_modules())
+            known = [name for name in holders if not f"{trunk}.".startswith(f"{name}.")]
+            known = [name for name in known if apart(name, trunk) <= {name.rpartition(".")[2]}]
             code = "tuner.not_whole" if there else "tuner.no_module"
-            decoder = _decoder(model)
-            known = [name for name in holders if not f"{decoder}.".startswith(f"{name}.")]
             raise InputError(code, place, module=given, known=_lasts(known, given))
-        found |= dict.fromkeys(fitting)
+        found |= dict.fromkeys(meant)
     return [name for name in found if not any(name.startswith(f"{other}.") for other in found)]
 
 
@@ -113,22 +121,6 @@ def _takers(model: PreTrainedModel, *, tables: bool) -> dict[str, Set[str]]:
         if name not in fused and (_multiplies(module) or (table and tables)):
             found[name] = apart(name, trunk) | ({name.rpartition(".")[2]} if table or module is head else set())
     return found
-
-
-def _none_meant(
-    model: PreTrainedModel, target: str, takers: dict[str, Set[str]], place: str, *, lora: bool
-) -> InputError:
-    """Return the error for a target that means no layer that can take an adapter."""
-    missing = next((part for name, parts in takers.items() if fits(name, target)
-                    for part in sorted(parts) if part not in target), "")  # fmt: skip
-    if missing:
-        return InputError("tuner.apart", place, module=target, part=missing)
-    there = any(fits(name, target) for name, _ in model.named_modules() if name)
-    known = [name for name, parts in takers.items() if means(name.rpartition(".")[2], name, parts)]
-    known = [name for name in known if not (lora and taken_for_experts(model.config.model_type, name))]
-    return InputError(
-        "tuner.no_adapter" if there else "tuner.no_module", place, module=target, known=_lasts(known, target)
-    )
 
 
 def _lasts(names: Sequence[str], near: str) -> str:

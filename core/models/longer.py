@@ -17,7 +17,8 @@ OF_EACH = "embed_tokens_per_layer"
 FIRST = {"afmoe": "num_dense_layers", "deepseek_v3": "first_k_dense_replace", "glm4_moe": "first_k_dense_replace",
          "glm4v_moe": "first_k_dense_replace", "lfm2_moe": "num_dense_layers"}  # fmt: skip
 """Type -> key of how many blocks at the beginning have no experts."""
-LISTED = {"bamba": "attn_layer_indices", "mllama": "cross_attention_layers", "zamba2": "hybrid_layer_ids"}
+LISTED = {"bamba": "attn_layer_indices", "llama4": "moe_layers", "mllama": "cross_attention_layers",
+          "zamba2": "hybrid_layer_ids"}  # fmt: skip
 """Type -> key of the numbers of blocks that are of another kind."""
 REGULAR = {"jamba": ("attn", "expert")}
 """Type -> beginnings of keys of how often blocks of another kind come (…_layer_period, …_layer_offset)."""

@@ -113,6 +113,17 @@ class Shapes:
         return max(stacks, key=lambda name: ("language_model" in name, stacks[name]), default="")
 
     @cached_property
+    def trunk(self) -> str:
+        """The name of the module that holds the text blocks; "" where they lie in none."""
+        return self.stack.rpartition(".")[0]
+
+    @cached_property
+    def modules(self) -> frozenset[str]:
+        """The names of all modules with weights, those that hold others, too."""
+        paths = (name.split(".")[:-1] for name in self.tensors)
+        return frozenset(".".join(path[:end]) for path in paths for end in range(1, len(path) + 1))
+
+    @cached_property
     def blocks(self) -> list[dict[str, tuple[int, ...]]]:
         """The weights of each text block: name -> shape."""
         found: dict[int, dict[str, tuple[int, ...]]] = {}

@@ -7,7 +7,7 @@ layers of the text part; heads, tables of tokens, what chooses experts, and what
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Sequence, Set
+from collections.abc import Container, Iterable, Mapping, Sequence, Set
 from difflib import get_close_matches
 from functools import lru_cache
 
@@ -17,13 +17,15 @@ from pydantic_core import PydanticCustomError
 from core.errors import InputError
 from core.models.adapter_check import MAX_PATTERN
 from core.models.registry import of_type
-from core.models.shapes import APART, HEADS, Linear, Shapes, called, named, taken_for_experts
+from core.models.shapes import APART, HEADS, LOOKED_UP, Linear, Shapes, called, taken_for_experts
 from core.patterns import translated
 
 TABLE = re.compile(r"embed[^.]*$|(^|\.)wpe$")
 FUSED = re.compile(r"\.(mamba|mixer)\.(out_proj|x_proj|dt_proj)$|\.o_a_proj$")
 """Layers of Mamba's kin whose weights a fused kernel reads past any adapter; those of DeepSeek V4 that multiply each
 group of heads apart."""
+CHOOSER = re.compile(r"\.(mlp|feed_forward|mixer)\.(gate|router)$")
+"""What chooses experts and is no layer in memory, but a module of its own."""
 
 RENAMED = (
     "deepseek_v4", "ernie4_5_vl_moe", "glm5_next", "granite_speech", "granitemoe", "granitemoehybrid", "hunyuan_vl",
@@ -36,8 +38,6 @@ RANGE = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?")
 """One part of a list of layers: the first and the last of it."""
 NAME, SECONDS = "model.language_model.layers.10.self_attn.q_proj." * 2, 0.1
 """What patterns are tried with when they are set, and how long they may take: usual ones take microseconds."""
-END = re.compile(r"(?<![\\\w])\w+$")
-"""What the name of a module must end with to fit a target."""
 
 
 def ending(targets: list[str]) -> list[str]:
@@ -90,24 +90,81 @@ def alike(model_type: str) -> bool:
     return bool(of_type(model_type)) and model_type not in RENAMED
 
 
-def check_names(shapes: Shapes, given: Sequence[str], place: str) -> None:
-    """Raise InputError at `place` for a name, or a regular expression of names, with an end that no module has."""
+def check_names(shapes: Shapes, given: Sequence[str], place: str, *, tied: bool) -> None:
+    """Raise InputError at `place` for a name that no module has that can learn whole.
+
+    tied: whether a head that shares its weight may be named.
+    """
+    modules = shapes.modules if shapes.head or not tied else shapes.modules.union(HEADS)
     for one in given:
-        if not _may_mean(one, shapes.parts.union(HEADS)):
-            modules = {name.split(".")[-2] for name in shapes.tensors if name.endswith(".weight") and "." in name[:-7]}
-            raise InputError("tuner.no_module", place, module=one, known=shown(modules, one))
+        fitting = [name for name in modules if any(f".{alias}".endswith(f".{one}") for alias in called(name))]
+        missing = {name: [part for part in sorted(apart(name, shapes.trunk)) if part not in one] for name in fitting}
+        meant = [name for name in fitting if not missing[name]]
+        if fitting and not meant:
+            raise InputError("tuner.apart", place, module=one, part=missing[min(fitting)][0])
+        if all(name == shapes.stack for name in meant):
+            code = "tuner.not_whole" if meant or one in HEADS else "tuner.no_module"
+            known = [name for name in modules if not f"{shapes.stack}.".startswith(f"{name}.")]
+            lasts = {
+                last for name in known for last in [name.rpartition(".")[2]] if apart(name, shapes.trunk) <= {last}
+            }
+            raise InputError(code, place, module=one, known=shown(lasts, one))
 
 
-def check_targets(shapes: Shapes, targets: Sequence[str], place: str) -> None:
-    """Raise InputError at `place` for a target with an end that no layer has."""
-    modules = [name.removesuffix(".weight") for name, shape in shapes.tensors.items() if len(shape) > 1]
-    layers = {name.rpartition(".")[2] for name in modules if not FUSED.search(name)}.union(HEADS)
+def check_targets(shapes: Shapes, targets: Sequence[str], place: str, *, lora: bool, whole: Sequence[str] = ()) -> None:
+    """Raise InputError at `place` for a target that means no layer that can take an adapter.
+
+    lora: for LoRA, as for `core.models.linear.chosen`. whole: names of modules that learn whole, in which not all lie.
+    """
+    takers, found = _takers(shapes, tables=lora), set[str]()
     for target in targets:
-        if not _may_mean(target, layers):
-            code = "tuner.no_adapter" if _may_mean(target, shapes.parts) else "tuner.no_module"
-            known = {one.name.rpartition(".")[2] for one in targeted(shapes, ["all-linear"])}
-            known = {last for last in known if not taken_for_experts(shapes.type, last)}
-            raise InputError(code, place, module=target, known=shown(known, target))
+        fitting = {name for name, parts in takers.items() if means(target, name, parts)}
+        if not fitting:
+            raise none_meant(shapes.type, target, takers, shapes.modules, place, lora=lora)
+        if lora and all(taken_for_experts(shapes.type, name) for name in fitting):
+            raise of_experts(shapes.type, target, place)
+        found |= fitting
+    if whole and all(held(name, whole, shapes.trunk) for name in found):
+        raise InputError("lora.all_whole", "tuner.lora.extra", module=", ".join(whole))
+
+
+def none_meant(
+    model_type: str, target: str, takers: Mapping[str, Set[str]], modules: Iterable[str], place: str, *, lora: bool
+) -> InputError:
+    """Return the error for a target that means no layer that can take an adapter.
+
+    takers: name -> parts that a target must hold to mean it, of those that can. modules: the names of all.
+    """
+    if lora and taken_for_experts(model_type, target.removesuffix("$")):
+        return of_experts(model_type, target, place)
+    missing = next((part for name, parts in takers.items() if fits(name, target)
+                    for part in sorted(parts) if part not in target), "")  # fmt: skip
+    if missing:
+        return InputError("tuner.apart", place, module=target, part=missing)
+    there = any(fits(name, target) for name in modules)
+    known = [name.rpartition(".")[2] for name, parts in takers.items() if means(name.rpartition(".")[2], name, parts)]
+    known = [last for last in known if not (lora and taken_for_experts(model_type, last))]
+    code = "tuner.no_adapter" if there else "tuner.no_module"
+    return InputError(code, place, module=target, known=shown(known, target))
+
+
+def of_experts(model_type: str, target: str, place: str) -> InputError:
+    """Return the error for a target that peft would take for the experts."""
+    return InputError("lora.of_experts", place, module=target, type=model_type)
+
+
+def _takers(shapes: Shapes, *, tables: bool) -> dict[str, Set[str]]:
+    """Return the layers that may take an adapter, as far as names tell: name -> parts that a target must hold."""
+    found: dict[str, Set[str]] = {} if shapes.head else {head: {head} for head in HEADS}
+    for name, shape in shapes.tensors.items():
+        module = name.removesuffix(".weight")
+        if len(shape) != 2 or module == name or FUSED.search(module) or CHOOSER.search(module):
+            continue
+        table = name == shapes.table or bool(LOOKED_UP.search(module))
+        if tables or name != shapes.table:
+            own = {module.rpartition(".")[2]} if table or name == shapes.head else set[str]()
+            found[module] = apart(module, shapes.trunk) | own
+    return found
 
 
 def shown(names: Iterable[str], near: str) -> str:
@@ -115,17 +172,6 @@ def shown(names: Iterable[str], near: str) -> str:
     known = sorted(name for name in set(names) if not name.isdigit())
     alike = get_close_matches(near.removesuffix("$").rpartition(".")[2], known)
     return ", ".join([*alike, *(name for name in known if name not in alike)][:20])
-
-
-def _may_mean(given: str, lasts: Iterable[str]) -> bool:
-    """Return whether a name, or a regular expression of names, might mean a module with one of these last names."""
-    bare = given.removeprefix("^").removesuffix("$")
-    if not bare or (bare != given and bare.isidentifier()):  # the one is no name, the other a whole one
-        return bare in HEADS or bool(TABLE.search(bare))
-    end, plain = END.search(bare), not re.search(r"[^\w.]", bare)
-    if given == "all-linear" or not end or "|" in bare or "(?" in bare:
-        return True
-    return any(last == end[0] if plain else last.endswith(end[0]) for last in lasts)
 
 
 @lru_cache(maxsize=1 << 15)
@@ -153,6 +199,20 @@ def apart(name: str, trunk: str) -> frozenset[str]:
     return frozenset(branch).union(part for part in parts if APART.search(part))
 
 
+def held(name: str, modules: Sequence[str], trunk: str) -> bool:
+    """Return whether a weight or a layer belongs to one of the modules, with a path as in memory or as in the files.
+
+    Modules beside the text part, as those that see, must be named by a path into these.
+    """
+    return any(
+        all(part in module for part in apart(f"{name}.".removesuffix(rest)[:-1], trunk))
+        for module in modules
+        for one in (called(name) if "." in module else [name])
+        if f".{module}." in f".{one}."
+        for rest in [f".{one}.".partition(f".{module}.")[2]]
+    )
+
+
 def means(target: str, name: str, parts: Set[str]) -> bool:
     """Return whether a target means a layer, of whose name it must hold these parts."""
     return not parts if target == "all-linear" else all(part in target for part in parts) and fits(name, target)
@@ -166,13 +226,13 @@ def targeted(
     layers: numbers of the blocks that count; None for all, and for what lies outside of them. whole: names of modules
     that learn whole, within which nothing else does.
     """
-    trunk = shapes.stack.rpartition(".")[0]
+    trunk = shapes.trunk
     chosen = (block for number, block in enumerate(shapes.linears) if layers is None or number in layers)
     linears = [linear for block in chosen for linear in block if not linear.of_expert]
     return [
         linear
         for linear in [*linears, *(_outside(shapes, trunk) if layers is None else [])]
-        if not FUSED.search(linear.name) and not named(linear.name, whole)
+        if not FUSED.search(linear.name) and not held(linear.name, whole, trunk)
         if any(means(target, linear.name, apart(linear.name, trunk)) for target in targets)
     ]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, LiteralString
 
 from core.errors import InputError
-from core.models.shapes import Shapes, named
+from core.models.shapes import Shapes
 from core.models.tables import tables
-from core.models.targets import check_names, shown
+from core.models.targets import check_names, held
 from core.schema import knob
 from core.tuners import Rows, Tuner, learn, save_whole
 
@@ -34,14 +34,14 @@ class Freeze(Tuner):
 
     def learns(self, shapes: Shapes, tokens: int = 0) -> dict[str, tuple[int, ...]]:
         names = list(shapes.tensors)
-        chosen = self._of_layers(names, shapes.stack) | {name for name in names if named(name, self.extra)}
+        chosen = self._of_layers(names, shapes.stack) | {name for name in names if held(name, self.extra, shapes.trunk)}
         if tokens:  # whole tables get gradients, of which only the new rows are not zero
             chosen |= tables(shapes).keys()
         return {name: shape for name, shape in shapes.tensors.items() if name in chosen}
 
     def check(self, shapes: Shapes) -> None:
         super().check(shapes)
-        check_names(shapes, self.extra, "tuner.freeze.extra")
+        check_names(shapes, self.extra, "tuner.freeze.extra", tied=False)
 
     def against_tokens(self, *, decay: bool) -> tuple[LiteralString, str] | None:
         return ("vocabulary.decay", "optimizer") if decay else None
@@ -72,7 +72,7 @@ class Freeze(Tuner):
         from core.models.blocks import blocks
 
         names = [name for name, _ in model.named_parameters()]
-        return self._of_layers(names, blocks(model)[0] if self.layers else "") | self._of_modules(names)
+        return self._of_layers(names, blocks(model)[0] if self.layers else "") | self._of_modules(model, names)
 
     def _of_layers(self, names: list[str], stack: str) -> set[str]:
         """Return the parameters of the chosen layers of the stack of text blocks."""
@@ -84,13 +84,9 @@ class Freeze(Tuner):
         learning = range(count)[count - self.layers :] if self.layers >= 0 else range(-self.layers)
         return {name for name, number in numbers.items() if number in learning}
 
-    def _of_modules(self, names: list[str]) -> set[str]:
+    def _of_modules(self, model: PreTrainedModel, names: list[str]) -> set[str]:
         """Return the parameters of the modules named in `extra`; raise InputError for a name that fits none."""
-        found: set[str] = set()
-        for module in self.extra:
-            fitting = {name for name in names if named(name, [module])}
-            if not fitting:
-                known = shown((part for name in names for part in name.split(".")), module)
-                raise InputError("tuner.no_module", "tuner.freeze.extra", module=module, known=known)
-            found |= fitting
-        return found
+        from core.models.linear import wholly
+
+        modules = tuple(f"{module}." for module in wholly(model, self.extra, "tuner.freeze.extra", tied=False))
+        return {name for name in names if name.startswith(modules)}

@@ -15,9 +15,9 @@ from core.files import aside
 from core.models import added
 from core.models.inspect import inspect_adapter
 from core.models.jsons import read_json
-from core.models.shapes import Linear, Shapes, named, taken_for_experts
+from core.models.shapes import Linear, Shapes, taken_for_experts
 from core.models.tables import ends
-from core.models.targets import check_layers, check_names, check_targets, ending, numbers, targeted, within
+from core.models.targets import check_layers, check_names, check_targets, ending, held, numbers, targeted, within
 from core.schema import crossed, knob
 from core.tuners import Rows, Tuner, quantized
 from core.workspace import tuned
@@ -161,8 +161,8 @@ class Lora(Tuner):
     def check(self, shapes: Shapes) -> None:
         if self.go_on:
             return  # an adapter that is there says what it needs
-        check_names(shapes, self.extra, "tuner.lora.extra")
-        check_targets(shapes, self.targets, "tuner.lora.targets")
+        check_names(shapes, self.extra, "tuner.lora.extra", tied=True)
+        check_targets(shapes, self.targets, "tuner.lora.targets", lora=True, whole=self.extra)
         check_layers(shapes, self.targets, self.layers)
         if self.experts:
             added.check_experts(shapes)
@@ -283,7 +283,7 @@ class Lora(Tuner):
         """Return the layers that get an adapter."""
         linears = targeted(shapes, self.targets, within(self.layers, len(shapes.blocks)), self.extra)
         linears += [] if self.layers else ends(shapes, self.targets, table=True)
-        linears = [one for one in linears if not named(one.name, self.extra)]
+        linears = [one for one in linears if not held(one.name, self.extra, shapes.trunk)]
         return [one for one in linears if not taken_for_experts(shapes.type, one.name)]
 
     def _under(self) -> list[str]:

@@ -62,7 +62,7 @@ class Oft(Tuner):
         return {f"{one.name}.oft_R": (one.columns // self.block, turns) for one in self._linears(shapes)}
 
     def check(self, shapes: Shapes) -> None:
-        check_targets(shapes, self.targets, "tuner.oft.targets")
+        check_targets(shapes, self.targets, "tuner.oft.targets", lora=False)
         if shapes.type in CROSSWISE and targeted(shapes, self.targets):
             raise _crosswise(shapes.type)
         if odd := next((one for one in self._linears(shapes) if one.columns % self.block), None):

@@ -24,6 +24,7 @@ from core.models.inspect import inspect
 from core.models.linear import _takers, linear
 from core.models.loading import load_model
 from core.models.registry import Entry, entries, find, of_type, page
+from core.models.shapes import taken_for_experts
 from core.models.targets import alike, check_names, check_targets
 from core.sections import Hardware, Model
 from core.tuners.lora import Lora
@@ -110,12 +111,16 @@ def test_of_type():
 
 def check_cold(model: Any, folder: Path) -> None:
     """See that nothing that can be attached is refused when the files are looked at."""
+    model_type = model.config.model_type
     shapes, layers = shapes_of(model, folder), [model.get_submodule(name) for name in linear(model)]
-    holders = [name for name, module in model.named_modules() if name and next(module.parameters(), None) is not None]
-    lasts = {name.rpartition(".")[2] for name in holders}
-    check_names(shapes, [*lasts, *(f".*{last}" for last in lasts)], "")
-    for name in _takers(model, tables=True):
-        check_targets(shapes, [name, name.rpartition(".")[2], f".*{name.rpartition('.')[2]}$"], "")
+    listed = (torch.nn.ModuleList, torch.nn.ModuleDict)
+    check_names(shapes, [name for name, module in model.named_modules()
+                         if name and next(module.parameters(), None) is not None and not isinstance(module, listed)],
+                "", tied=True)  # fmt: skip
+    for name, parts in _takers(model, tables=True).items():
+        last = name.rpartition(".")[2]
+        if not taken_for_experts(model_type, name):
+            check_targets(shapes, [name, *([] if parts - {last} else [last, f".*{last}$"])], "", lora=True)
     Lora(rank=min(min(layer.weight.shape) for layer in layers), pissa=True).check(shapes)
     if any(isinstance(layer, Conv1D) for layer in layers):
         return  # OFT can't turn them (test_trainable.py)

@@ -15,10 +15,10 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Auto
 from core import config
 from core.config import Run
 from core.errors import InputError
-from core.forecast import forecast
+from core.forecast import check, forecast
 from core.models import linear
 from core.models.memory import plan
-from core.models.targets import ending, fits
+from core.models.targets import alike, ending, fits
 from core.preflight import check_model
 from core.tuners import Tuner
 from core.tuners.lora import Lora
@@ -186,6 +186,43 @@ def test_modules_that_can_not_learn_whole_are_refused(extra: str, code: str, tmp
     assert (error.code, error.place) == (code, "tuner.lora.extra")
     for known in error.params.get("known", "norm").split(", "):
         assert learning(Lora(rank=2, extra=[known]).attach(tiny.tiny_model("llama"), tmp_path))
+
+
+SEVEN = "[q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj]"
+
+
+@pytest.mark.parametrize(("kind", "words", "code"), [
+    ("qwen3_moe", [f"targets={SEVEN}"], "lora.of_experts"), ("glm4_moe", [f"targets={SEVEN}"], "lora.of_experts"),
+    ("mixtral", ["targets=[gate_proj]"], "lora.of_experts"), ("glm_ocr", [f"targets={SEVEN}"], "tuner.apart"),
+    ("qwen3_moe", ["targets=[gate]"], "tuner.no_adapter"),
+    ("phi4_multimodal", ["targets=[q_proj]"], "tuner.apart"), ("llama4", ["kind=expand", "blocks=1"], "expand.unfit"),
+    ("cohere", ["kind=freeze", "extra=[lm_head]"], "tuner.not_whole"),
+    ("cohere", ["kind=freeze", "extra=[bias]"], "tuner.no_module"),
+    ("minicpmv4_6", ["extra=[layer_norm1]"], "tuner.apart"),
+])  # fmt: skip
+def test_what_a_run_refuses_is_refused_by_the_files_too(kind: str, words: list[str], code: str, tmp_path: Path) -> None:
+    model = tiny.tiny_model(kind)
+    model.save_pretrained(tmp_path / "model")
+    run = run_of(f"model.path={tmp_path / 'model'}", *(f"tuner.{word}" for word in words))
+    with pytest.raises(InputError) as hot:
+        run.tuner.check_made(model)
+    assert hot.value.code == code
+    if alike(kind):
+        with pytest.raises(InputError) as cold:
+            check(run, tmp_path)
+        assert (cold.value.code, cold.value.place) == (code, hot.value.place)
+
+
+@pytest.mark.parametrize("words", [["extra=[mlp]"], ["kind=freeze", "layers=0", "extra=[mlp]"]])
+def test_what_sees_learns_whole_only_where_it_is_named(words: list[str], llava: Path, tmp_path: Path) -> None:
+    for word, where in (("mlp", TEXT), ("vision_tower.encoder.layers.0.mlp", EYES)):
+        run = run_of(f"model.path={llava}", *(f"tuner.{one.replace('mlp', word)}" for one in words))
+        tuned = run.tuner.attach(AutoModelForImageTextToText.from_pretrained(llava), tmp_path)
+        found = learning(tuned)
+        assert all(re.fullmatch(where, name) for name in found if ".lora_" not in name)
+        assert sum(".mlp." in name for name in found) == (6 if word == "mlp" else 4 + 12 * (run.tuner.kind == "lora"))
+        told = forecast(run, tmp_path)
+        assert told and told.plan.trainable == sum(found.values())
 
 
 def test_names_are_kept_as_given_where_peft_reads_them_alike() -> None:
