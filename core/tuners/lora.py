@@ -15,7 +15,7 @@ from core.files import aside
 from core.models import added
 from core.models.inspect import inspect_adapter
 from core.models.jsons import read_json
-from core.models.shapes import Linear, Shapes, taken_for_experts
+from core.models.shapes import Linear, Shapes, named, taken_for_experts
 from core.models.tables import ends
 from core.models.targets import check_layers, check_names, check_targets, ending, held, numbers, targeted, within
 from core.schema import crossed, knob

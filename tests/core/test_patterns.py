@@ -14,13 +14,13 @@ from core.rewards import Reward
 from core.training.judging import Answer, by_rule
 
 PATTERNS = (
-    "boxed{e}", "{e}", "x{s}", "a{i}", r"\d+{d}", "^boxed{e}$", "(?:yes){e}", "a{e<2}", "x{e<=a}", "a{e", "{d}", "x{}",
+    "foxy{e}", "{e}", "x{s}", "a{i}", r"\d+{d}", "^boxed{e}$", "(?:yes){e}", "a{e<2}", "x{e<=a}", "a{e", "{d}", "x{}",
     "{i<=1}", "{1i+1d<=", "f(x){s}", r"\\{e}", r"\{e}", "[z-{e}]", "(?:a{e}b)", "a{2}{e}", r"\N{DIGIT ONE}", "x{,}",
     "x{,2}y", "(ab){2,}", r"\d{3}-\d{4}", "[[:digit:]]", "[^[:alpha:]]", "[:digit:]", r"[\[:]", "[--a]", "[a&&b]",
     r"\\boxed\{(\d+)\}", "(?i)yes{0,1}!",
 )  # fmt: skip
 TEXTS = (
-    "", "boxe", "The answer is boxe", "boxed{e}", "{e}", r"\{e}", "7", "7{d}", "aaa", "a", "x{e<=a}", "no", "yes{e}",
+    "", "fox", "The answer is fox", "foxy{e}", "{e}", r"\{e}", "7", "7{d}", "aaa", "a", "x{e<=a}", "no", "yes{e}",
     "5]", "[]", ":", "-", "&]", "1", "555-1234", "ababab", "y", "xxy", "aa{e}", r"\boxed{42}", "YE!", "f(x){s}", "d",
 )  # fmt: skip
 
