@@ -9,7 +9,6 @@ from typing import Any
 from core import config, preflight, queue, runs
 from core.errors import InputError
 from core.models.inspect import inspect_adapter
-from core.stages import Stage
 from core.workspace import tuned
 
 
@@ -62,13 +61,13 @@ def tuned_runs(workspace: Path) -> list[str]:
     return [f.name for f in runs.listed(workspace) if (f / "adapter").is_dir() or (f / "model").is_dir()]
 
 
-def stage(folder: Path) -> Stage | None:
-    """Return the stage of a training run; None for other runs, and for one that can't be read."""
+def trained(folder: Path) -> config.Run | None:
+    """Return the settings of a training run; None for other runs, and for one that can't be read."""
     try:
         job = settings(folder)
     except (InputError, FileNotFoundError):
         return None  # written by another version, or deleted just now
-    return job.stage if isinstance(job, config.Run) else None
+    return job if isinstance(job, config.Run) else None
 
 
 def base(reference: str, workspace: Path) -> dict[str, Any]:

@@ -152,8 +152,8 @@ def wished(page: Page, run: str, kind: str) -> str:
 
 def _fits(folder: Path, kind: str) -> bool:
     """Return whether a run is a training from which a job of a kind goes on: what only judges can be exported alone."""
-    stage = jobs.stage(folder)
-    return bool(stage and (stage.answers or kind == "export"))
+    run = jobs.trained(folder)
+    return bool(run and (run.stage.answers or kind == "export"))
 
 
 def retell(page: Page, form: Form, event: Dependency) -> None:

@@ -120,8 +120,8 @@ class Live:
     def _buttons(self, language: str, view: View) -> list[Any]:
         trains = view.state.job in ("", "train")
         saved = trains and any(event.get("what") in ("adapter", "model") for event in view.state.saved)
-        stage, onward = jobs.stage(view.folder), show.onward(view)
-        answers = saved and (stage is None or stage.answers)
+        run, onward = jobs.trained(view.folder), show.onward(view)
+        answers = saved and (run is None or run.stage.answers)
         label = tr(language, "ui.live.stop_now" if view.status == "stopping" else "ui.live.stop")
         return [
             gr.update(visible=view.active, value=label),

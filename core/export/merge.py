@@ -20,11 +20,12 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper, TrainableTokensWrapper
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from core import bases
 from core.config import Export
 from core.errors import InputError, Stopped
 from core.export.card import exported
 from core.export.target import check_base, target
-from core.models import bases, bits, copies, damage, foreign, rope, value_head
+from core.models import bits, copies, damage, foreign, rope, value_head
 from core.models.adapters import load_adapter, tokenizer_of
 from core.models.device import DTYPES
 from core.models.inspect import inspect

@@ -63,6 +63,7 @@ MODELS: dict[str, str] = {
     "model.weights_unknown": "{folder} has weights that its config.json has no place for: {names}. Check that config.json belongs to these weights.",
     "model.weights_differ": "{folder} has weights of another shape than its config.json says: {names}. Check that config.json belongs to these weights.",
     "model.not_finite": "{folder} holds weights that are no finite numbers: {names}. Fetch the model again: it is damaged, or its training went wrong.",
+    "model.writes_nothing": "Models of this type ({model}) don't go on with a text: they read, hear, see, or translate. Choose one for text generation, or for images and text.",
     "model.sees_ahead": "Models like this one ({model}) read a row from both ends: they would see each answer that they shall learn to give, and learn nothing. Choose one that reads from the left to the right.",
     "model.vocabulary": "The tokenizer knows {tokens} tokens, the model only {rows}. Check that the tokenizer belongs to this model.",
     "vocabulary.token": "“{token}” can't be added: a new token has characters that can be seen, and is named once. Remove it.",

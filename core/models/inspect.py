@@ -18,7 +18,7 @@ from core.models import consent
 from core.models.adapter_check import check_config, check_whole
 from core.models.headers import UNSAFE, Tensor, header, tensors, unsafe_file
 from core.models.jsons import is_pointer, read_json
-from core.models.packages import native_types
+from core.models.packages import native_types, writing_types
 from core.models.packed import method as packed_by
 from core.models.packed import packing
 from core.models.shapes import learnable
@@ -93,6 +93,8 @@ def inspect(folder: Path, place: str = "model.path") -> ModelFacts:
     if not isinstance(config.get("model_type"), str):
         raise InputError("model.no_type", place, folder=str(folder))
     _refuse_foreign_code(folder, config, place)
+    if (model_type := config["model_type"]) in native_types() - writing_types() and THINKER not in config:
+        raise InputError("model.writes_nothing", place, model=model_type)
     if packed := packed_by(config):
         packing(packed, place)
         if THINKER in config and packed != "bitsandbytes":  # it names what it packed as the whole does

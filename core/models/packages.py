@@ -6,6 +6,7 @@ torch, or without one that it needs itself) would break every run. `shield` trie
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import runpy
@@ -25,6 +26,9 @@ TRIED = ("torchvision", "torchaudio", "torchao", "hqq", "gptqmodel", "optimum", 
 """Not what we depend on ourselves."""
 FETCHING = ("kernels",)
 """Packages by which transformers and bitsandbytes fetch native code from the hub and run it: nobody was asked."""
+WRITING = ("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
+           "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES")  # fmt: skip
+"""Tables of transformers: type -> class of a model that goes on with a text, with what it sees or hears."""
 ALONE = {"gptqmodel": "gptqmodel optimum device-smi pypcre tokenicer logbar defuser threadpoolctl"}
 """Packages that ask for another torch, which pip would bring; what is to be installed instead of all they ask for."""
 SECONDS = 120
@@ -102,7 +106,24 @@ def _last(text: str) -> str:
 @cache
 def native_types() -> frozenset[str]:
     """Return the model types that the installed transformers has, without the seconds that importing it takes."""
+    return frozenset(runpy.run_path(str(_auto("auto_mappings.py")))["CONFIG_MAPPING_NAMES"])  # it imports nothing
+
+
+@cache
+def writing_types() -> frozenset[str]:
+    """Return those types of which transformers has a model that goes on with a text; as cold."""
+    tables = [node for node in ast.parse(_auto("modeling_auto.py").read_text(encoding="utf-8")).body
+              if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in WRITING]  # fmt: skip
+    pairs = (ast.literal_eval(node) for table in tables for node in ast.walk(table.value) if _is_pair(node))
+    return frozenset(model_type for model_type, _ in pairs)
+
+
+def _is_pair(node: ast.AST) -> bool:
+    return isinstance(node, ast.Tuple) and all(isinstance(part, ast.Constant) for part in node.elts)
+
+
+def _auto(name: str) -> Path:
+    """Return a file of transformers' auto classes."""
     found = find_spec("transformers")
     assert found and found.origin
-    table = Path(found.origin).parent / "models" / "auto" / "auto_mappings.py"  # which imports nothing
-    return frozenset(runpy.run_path(str(table))["CONFIG_MAPPING_NAMES"])
+    return Path(found.origin).parent / "models" / "auto" / name

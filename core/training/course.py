@@ -10,12 +10,13 @@ from typing import Any, cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from core import bases
 from core.checkpoints import telling_full_disk
 from core.config import Run
 from core.data import batch
 from core.data.batch import Lessons
 from core.errors import InputError
-from core.models import bases, bits, value_head, vocabulary
+from core.models import bits, value_head, vocabulary
 from core.models.loading import load_model, load_tokenizer, model_folder
 from core.models.senses import Senses
 from core.training import engines, results

@@ -212,7 +212,7 @@ COLD = {
 }  # fmt: skip
 WARM = {
     "64 unknown type": (lambda f: edit(f / "config.json", model_type="nonesuch"), "model.unknown_type"),
-    "64 no language model": (lambda f: edit(f / "config.json", model_type="clip"), "model.unusable"),
+    "64 no language model": (lambda f: edit(f / "config.json", model_type="clip"), "model.writes_nothing"),
     "71 nonsense size": (lambda f: edit(f / "config.json", hidden_size="large"), "model.unusable"),
     "71 a list for a dtype": (lambda f: edit(f / "config.json", dtype=[]), "model.unusable"),
     "71 a head below zero": (lambda f: edit(f / "config.json", head_dim=-4), "model.weights_differ"),

@@ -13,9 +13,8 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from core import config, preflight
+from core import bases, config, preflight
 from core.errors import InputError, Stopped
-from core.models import bases
 from core.models.inspect import inspect_adapter
 from core.models.lineup import Lineup
 from core.models.loading import load

@@ -17,10 +17,11 @@ from core.workspace import Context, locate, tuned
 def warn_of(references: Sequence[str], model: Model, context: Context, place: str) -> None:
     """Tell of each adapter of a run that was trained on another model, or on one that counts positions otherwise.
 
-    Of a base that is gone by now nothing is said: it may be the same, elsewhere.
+    Of a base that is gone by now nothing is said: it may be the same, elsewhere. Nor of an adapter that is: a run that
+    goes on has a copy, and was told before.
     """
     for reference in references:
-        if (before := _base_of(tuned(reference, context.workspace, place))) is None:
+        if (before := _base_of(reference, context.workspace)) is None:
             continue
         with suppress(InputError):
             there, here = locate(before.path, context.workspace), model_folder(model, context.workspace)
@@ -32,14 +33,14 @@ def warn_of(references: Sequence[str], model: Model, context: Context, place: st
             context.events.write("warning", code="adapter.other_positions", place=place, params=params)
 
 
-def _base_of(adapter: Path) -> Model | None:
-    """Return the model that the run beside an adapter was given; None for one from elsewhere or a whole model."""
-    settings = adapter.with_name("run.yaml")
-    if (adapter / "config.json").exists() or not settings.is_file():
-        return None
-    with suppress(InputError):  # of a run of another version
-        job = load(settings.read_text(encoding="utf-8"), settings.name)
-        return job.model if isinstance(job, Run) else None
+def _base_of(reference: str, workspace: Path) -> Model | None:
+    """Return the model that the run of an adapter was given; None for one from elsewhere or gone, or a whole model."""
+    with suppress(InputError):  # it is gone, or of a run of another version
+        adapter = tuned(reference, workspace)
+        settings = adapter.with_name("run.yaml")
+        if settings.is_file() and not (adapter / "config.json").exists():
+            job = load(settings.read_text(encoding="utf-8"), settings.name)
+            return job.model if isinstance(job, Run) else None
     return None
 
 
