@@ -41,6 +41,7 @@ BY_TYPE: Mapping[str, Rules] = {
         (r"\.w1(?=\.|$)", ".gate_proj"), (r"\.w2(?=\.|$)", ".down_proj"), (r"\.w3(?=\.|$)", ".up_proj"),
         (r"\.gate\.bias$", ".gate.e_score_correction_bias"),
     ),
+    "ernie4_5_moe": ((r"\.mlp\.moe_statics\.", ".mlp.gate.moe_statics."),),
     "ernie4_5_vl_moe": (
         *TEXT, (r"^model\.vision_model\.", "model.vision_tower."),
         (r"\.mlp\.moe_statics\.", ".mlp.gate.moe_statics."), (r"\.mlp\.gate\.(?!weight_1)", ".mlp.text_moe.gate."),

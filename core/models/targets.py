@@ -31,9 +31,9 @@ RENAMED = (
     "deepseek_v4", "ernie4_5_vl_moe", "glm5_next", "granite_speech", "granitemoe", "granitemoehybrid", "hunyuan_vl",
     "hy_v3", "idefics2", "kimi_k25", "kimi_linear", "laguna", "minimax", "minimax_m2", "mixtral", "molmo2",
     "nemotron_h", "nemotron_h_omni", "olmo_hybrid", "paddleocr_vl", "phimoe", "qwen2_5_omni", "qwen2_5_vl", "qwen2_vl",
-    "qwen3_omni_moe", "step3p7",
+    "qwen3_omni_moe", "step3p7", "zamba",
 )  # fmt: skip
-"""Types of the registry whose files have other names or matrices than the model in memory."""
+"""Types of the registry whose files have other names or matrices than the model in memory; or one of what it shares."""
 RANGE = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?")
 """One part of a list of layers: the first and the last of it."""
 NAME, SECONDS = "model.language_model.layers.10.self_attn.q_proj." * 2, 0.1

@@ -22,6 +22,7 @@ from core.forecast import TIGHT, forecast, foresee, unforeseen
 from core.models.decoder import of_config
 from core.models.headers import tensors
 from core.models.memory import LOGIT_BYTES, plan
+from core.models.renamed import as_loaded
 from core.models.room import Room, _smi, gpus, room
 from core.models.shapes import Shapes
 from core.models.varlen import isolate
@@ -66,7 +67,8 @@ def model_of(kind: str) -> PreTrainedModel:
 def shapes_of(model: PreTrainedModel, folder: Path) -> Shapes:
     model.save_pretrained(folder)
     settings = json.loads((folder / "config.json").read_text())
-    return Shapes({name: entry.shape for name, entry in tensors(folder, "model.path").items()}, settings)
+    named = {name: entry.shape for name, entry in tensors(folder, "model.path").items()}
+    return Shapes(as_loaded(named, settings["model_type"]), settings)
 
 
 def run_of(*words: str) -> Run:

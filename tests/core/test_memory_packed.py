@@ -26,7 +26,7 @@ def held(model: Any) -> int:
             state = module.weight.quant_state
             total += state.absmax.nbytes + state.state2.absmax.nbytes
         elif type(module).__name__ == "Linear8bitLt":
-            total += module.weight.SCB.nbytes
+            total += (module.weight.SCB if module.state.SCB is None else module.state.SCB).nbytes  # used before or not
     return total
 
 

@@ -114,9 +114,9 @@ def check_cold(model: Any, folder: Path) -> None:
     model_type = model.config.model_type
     shapes, layers = shapes_of(model, folder), [model.get_submodule(name) for name in linear(model)]
     listed = (torch.nn.ModuleList, torch.nn.ModuleDict)
-    check_names(shapes, [name for name, module in model.named_modules()
-                         if name and next(module.parameters(), None) is not None and not isinstance(module, listed)],
-                "", tied=True)  # fmt: skip
+    having = [name for name, module in model.named_modules()
+              if next(module.parameters(), None) is not None and not isinstance(module, listed)]  # fmt: skip
+    check_names(shapes, [name for name in having if name], "", tied=True)
     for name, parts in _takers(model, tables=True).items():
         last = name.rpartition(".")[2]
         if not taken_for_experts(model_type, name):
