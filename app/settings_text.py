@@ -70,7 +70,8 @@ class SettingsText:
         given = dict(zip((s.path for s in form.settings), values, strict=True))
         words = ["tuneboard", COMMANDS.get(form.kind, form.kind)]
         for s in form.different(given):
-            value = yaml.safe_dump(given[s.path], default_flow_style=True, width=10_000).removesuffix("\n...\n").strip()
+            value = yaml.safe_dump(given[s.path], default_flow_style=True, allow_unicode=True, width=10_000)
+            value = value.removesuffix("\n...\n").strip()
             words.append(shlex.quote(f"{s.key}{'.kind' if s.union else ''}={value}"))
         return [text, " ".join(words)]
 

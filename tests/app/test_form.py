@@ -150,12 +150,12 @@ def test_yaml_there_and_back(tmp_path):
         text = SettingsText(page, "train")
         form = Form(page, config.Run, followers=[text])
         text.lay_out(page, form)
-    values = edited(form, tuner="freeze", tuner__freeze__layers=3, training__seed=7, name="a b")
+    values = edited(form, tuner="freeze", tuner__freeze__layers=3, training__seed=7, name="Мой b")
     written, shown, told, command = text.updates(form, "en", values, fill=True, retell=False)
     yaml, command = told["value"], command["value"]
     assert written == told == shown
     assert config.load(yaml, "x") == form.job(values)
-    assert command == "tuneboard train 'name=a b' tuner.kind=freeze tuner.layers=3 training.seed=7"
+    assert command == "tuneboard train 'name=Мой b' tuner.kind=freeze tuner.layers=3 training.seed=7"
     assert form.updates("en", values)[form.outputs.index(text.told)]["value"] == yaml
     assert "value" not in form.updates("en", values)[form.outputs.index(text.yaml)]
     assert "value" not in form.updates("ru", values, retell=True)[form.outputs.index(text.told)]
