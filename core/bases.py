@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from core.config import Run, load
+from core.config import Run, saved_by
 from core.errors import InputError
 from core.models.identity import identity
 from core.models.loading import model_folder
@@ -35,12 +35,10 @@ def warn_of(references: Sequence[str], model: Model, context: Context, place: st
 
 def _base_of(reference: str, workspace: Path) -> Model | None:
     """Return the model that the run of an adapter was given; None for one from elsewhere or gone, or a whole model."""
-    with suppress(InputError):  # it is gone, or of a run of another version
+    with suppress(InputError):  # it is gone
         adapter = tuned(reference, workspace)
-        settings = adapter.with_name("run.yaml")
-        if settings.is_file() and not (adapter / "config.json").exists():
-            job = load(settings.read_text(encoding="utf-8"), settings.name)
-            return job.model if isinstance(job, Run) else None
+        job = None if (adapter / "config.json").exists() else saved_by(adapter)
+        return job.model if isinstance(job, Run) else None
     return None
 
 

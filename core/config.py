@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 import yaml
@@ -203,6 +204,15 @@ def dump(job: Job) -> str:
 def load(text: str, where: str) -> Job:
     """Return the job in a YAML text; `where` names the file in messages."""
     return resolve(yamls.mapping(text, where))
+
+
+def saved_by(folder: Path) -> Job | None:
+    """Return the job of the run that saved an adapter or a model; None for one from elsewhere or another version."""
+    settings = folder.with_name("run.yaml")
+    try:
+        return load(settings.read_text(encoding="utf-8"), settings.name) if settings.is_file() else None
+    except InputError:
+        return None
 
 
 def _problem(cls: type[Spec], detail: Any) -> Problem:

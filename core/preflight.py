@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from core import forecast, judges, templates
-from core.config import Evaluation, Export, Job, Run, Serving, load
+from core.config import Evaluation, Export, Job, Run, Serving, saved_by
 from core.data.describe import find
 from core.data.rows import ANSWERS, Broken, examples
 from core.errors import InputError
@@ -54,7 +54,7 @@ def check(job: Job, workspace: Path) -> None:
     if isinstance(job, Evaluation | Serving):
         for reference in job.tuned:
             _check_tuned(reference, workspace, "tuned")
-            made_by = _made_by(tuned(reference, workspace, "tuned").with_name("run.yaml"))
+            made_by = saved_by(tuned(reference, workspace, "tuned"))
             if isinstance(made_by, Run) and not made_by.stage.answers:
                 raise InputError("run.judges", "tuned", run=reference)
     if isinstance(job, Export):
@@ -187,19 +187,11 @@ def _check_starts(references: Sequence[str], workspace: Path, place: str) -> Non
 
 def _started_from(adapter: Path, workspace: Path) -> list[Path]:
     """Return the adapters that the run of an adapter started from, but those gone."""
-    found, job = [], _made_by(adapter.with_name("run.yaml"))
+    found, job = [], saved_by(adapter)
     for reference in job.tuner.starts() if isinstance(job, Run) else ():
         with suppress(InputError):
             found.append(tuned(reference, workspace).resolve())
     return found
-
-
-def _made_by(settings: Path) -> Job | None:
-    """Return the job of a run; None for an adapter from elsewhere or a run of another version."""
-    try:
-        return load(settings.read_text(encoding="utf-8"), settings.name) if settings.is_file() else None
-    except InputError:
-        return None
 
 
 def _check_tuned(reference: str, workspace: Path, place: str) -> None:
