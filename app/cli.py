@@ -8,7 +8,7 @@ from __future__ import annotations
 import tomllib
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, get_origin
+from typing import Annotated, Any
 
 import typer
 
@@ -71,15 +71,7 @@ def layers(words: list[str] | None) -> list[dict]:
     if len(files) > 1:
         raise InputError("config.assignment", text=files[1])
     found = [_read(Path(name)) for name in files]
-    return [*found, config.override(_listing(word) for word in words or [] if "=" in word)]
-
-
-def _listing(word: str) -> str:
-    """Return `tuned=a,b` as `tuned=[a,b]`: brackets are a nuisance in a shell."""
-    key, _, value = word.partition("=")
-    known = (setting for job in config.JOBS.values() for setting in config.known_settings(job))
-    lists = {setting.key for setting in known if get_origin(setting.info.annotation) is list}
-    return f"{key}=[{value}]" if key in lists and not value.lstrip().startswith("[") else word
+    return [*found, config.override(word for word in words or [] if "=" in word)]
 
 
 def _read(path: Path) -> dict:

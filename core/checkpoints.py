@@ -24,7 +24,9 @@ REQUIRED = {"trainer_state.json", "scheduler.pt"}
 optimizer and `chances`."""
 OPTIMIZER = frozenset({"optimizer.pt"})
 NAME = re.compile(r"checkpoint-(\d+)")
-FULL = re.compile(r"unexpected pos|[Nn]o space left|[Qq]uota exceeded|File too large|os error (?:27|28|122)\b")
+FULL = re.compile(
+    r"unexpected pos|iostream error|[Nn]o space left|[Qq]uota exceeded|File too large|os error (?:27|28|122)\b"
+)
 """How a full disk is told by torch.save and by safetensors, which have no error number."""
 
 
@@ -64,7 +66,8 @@ class Store:
         (written / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody needs
         manifest = {"step": step, "run": self._settings(), "data": self.data, "model": self.model, "judge": self.judge,
                     "processes": self.processes, "state": sorted(self.state), "files": _sums(written)}  # fmt: skip
-        (written / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        text = json.dumps(manifest | {"sum": _digest(manifest)}, indent=1)
+        (written / MANIFEST).write_text(text, encoding="utf-8")
         flush(written)
         publish(written, self.folder / written.name)
         for old in _numbered(self.folder)[self.keep :]:
@@ -83,13 +86,15 @@ class Store:
         if found is None:
             return None
         manifest = _manifest(found)
+        if "sum" not in manifest:  # earlier versions told no model and no judge, or by less of their files
+            manifest |= {"model": self.model, "judge": self.judge}
         if manifest["run"] != self._settings():
             raise InputError("run.changed", run=self.run.name)
         if manifest["data"] != self.data:
             raise InputError("data.changed", "data", run=self.run.name)
-        if manifest.get("model", self.model) != self.model:  # earlier versions told none
+        if manifest["model"] != self.model:
             raise InputError("model.changed", "model.path", run=self.run.name)
-        if manifest.get("judge", self.judge) != self.judge:
+        if manifest["judge"] != self.judge:
             raise InputError("reward.changed", "stage", run=self.run.name)
         if (before := manifest.get("processes", 1)) != self.processes:
             raise InputError("run.processes", "launcher", run=self.run.name, before=before, now=self.processes)
@@ -133,6 +138,8 @@ def check(checkpoint: Path) -> str:
     """Return what is wrong with a checkpoint: the name of a file that is missing or not as it was written; else ""."""
     try:
         manifest = _manifest(checkpoint)
+        if (told := manifest.pop("sum", "")) and told != _digest(manifest):  # earlier versions told none
+            return MANIFEST
         files = manifest["files"]
         needed = REQUIRED | chances(manifest.get("processes", 1)) | set(manifest.get("state", OPTIMIZER))
         if missing := needed - files.keys():
@@ -187,6 +194,10 @@ def _delete(checkpoint: Path) -> None:
 
 def _manifest(checkpoint: Path) -> dict[str, Any]:
     return json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _sums(folder: Path) -> dict[str, dict[str, Any]]:

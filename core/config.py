@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_origin
 
 import yaml
 from pydantic import TypeAdapter, ValidationError, model_validator
@@ -152,14 +152,32 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def override(assignments: Iterable[str]) -> dict[str, Any]:
-    """Return `tuner.rank=16 data.train=[a,b]` as nested settings; each value is read as YAML."""
+    """Return `tuner.rank=16 data.train=a,b` as nested settings: texts as they stand, unless quoted, the rest as YAML.
+
+    Lists need no brackets, which are a nuisance in a shell.
+    """
     layers = []
     for assignment in assignments:
         key, sign, value = assignment.partition("=")
         if not sign or not key.strip(". "):
             raise InputError("config.assignment", text=assignment)
-        layers.append(_spelled(nest({key.strip(): yamls.value(value, key.strip())})))
+        layers.append(_spelled(nest({key.strip(): _value(key.strip(), value.strip())})))
     return merge(*layers)
+
+
+def _value(key: str, text: str) -> Any:
+    if key in _of_type(str) and not text.startswith(("'", '"')):
+        return text  # a pattern such as [0-9]+ or a #b means something else in YAML
+    if key in _of_type(list) and not text.startswith("["):
+        text = f"[{text}]"
+    return yamls.value(text, key)
+
+
+@cache
+def _of_type(kind: type) -> frozenset[str]:
+    """Return the keys of all settings that are texts, or lists."""
+    known = (s for cls in JOBS.values() for s in known_settings(cls))
+    return frozenset(s.key for s in known if kind in (s.info.annotation, get_origin(s.info.annotation)))
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from core.data.encode import Counts, Encoded
 
-VERSION = 4
+VERSION = 5
 """Raised whenever the same input gives other tokens than before."""
 ROOM = 1 << 30
 """Bytes that must stay free on the disk; below, nothing is cached."""

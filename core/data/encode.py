@@ -121,7 +121,7 @@ class Counts:
     cut: int = 0
     """Pieces longer than the cutoff."""
     dropped: int = 0
-    """Pieces without a token to learn."""
+    """Pieces without a token to learn, and comparisons of two answers that are the same."""
     escaped: int = 0
     """Messages in which somebody typed a control token."""
     plain: int = 0
@@ -186,6 +186,8 @@ class Encoder:
         first = self._read(rows, before)
         second = self._read(rows, before, 1) if self.kind == "ranking" else self._read(self._mismatched(rows), before)
         pairs = [(one[0], other[0]) for one, other in zip(first, second, strict=True) if one and other]
+        if self.kind == "ranking":  # beyond the cutoff they may differ, but nothing is learned of that
+            pairs = [(one, other) for one, other in pairs if not np.array_equal(one.ids_T, other.ids_T)]
         self.counts.dropped += len(rows) - len(pairs)
         return [made for pair in pairs for made in pair]
 

@@ -35,6 +35,11 @@ def test_later_layers_win_and_another_kind_drops_the_old_fields():
         ("optimizer.learning_rate=1e-4", 1e-4),
         ("optimizer.learning_rate= 1e-4 ", 1e-4),
         ("data.train=[a, b]", ["a", "b"]),
+        ("data.train=a,b", ["a", "b"]),
+        ("name=123", "123"),
+        ("name='yes'", "yes"),
+        ("model.path=[a-e] #b", "[a-e] #b"),
+        ("model.path={.*}", "{.*}"),
         ("name='a=b'", None),
     ],
 )

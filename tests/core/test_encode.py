@@ -119,6 +119,14 @@ def test_cutoff_keeps_the_beginning_and_rows_without_targets_are_dropped(tokeniz
     assert everything[0]["labels"].tolist() == [IGNORED, *everything[0]["input_ids"].tolist()[1:]]
 
 
+def test_answers_that_differ_beyond_the_cutoff_are_not_compared(tokenizer: PreTrainedTokenizerBase) -> None:
+    asked, (one, other) = talk("pen", "")[0], ({"role": "assistant", "content": "cup " * 30 + end} for end in "AB")
+    for cutoff, kept in ((20, 0), (200, 2)):
+        encoder = Encoder(Renderer(tokenizer), Tokenizer(tokenizer), cutoff, kind="ranking")
+        assert len(encoder.encode([Row([asked], [one, other])])) == kept
+        assert encoder.counts.dropped == (not kept)
+
+
 def test_templates_that_refuse_or_rewrite_are_told(unmarked: PreTrainedTokenizerBase) -> None:
     unmarked.chat_template = "{{ raise_exception('only one turn') }}"
     with pytest.raises(InputError) as caught:

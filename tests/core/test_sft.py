@@ -118,7 +118,7 @@ def test_how_often_things_happen() -> None:
 def test_a_broken_checkpoint_is_put_aside_and_the_one_before_is_used(make_run: MakeRun) -> None:
     whole = make_run("whole")
     expected = train(whole)
-    for harm in ("flip", "cut", "missing", "empty"):
+    for harm in ("flip", "cut", "missing", "empty", "step", "run", "stfp"):
         broken = copy_of(whole, whole.with_name(harm))
         newest = broken / "checkpoints" / "checkpoint-10"
         optimizer = newest / "optimizer.pt"
@@ -130,6 +130,11 @@ def test_a_broken_checkpoint_is_put_aside_and_the_one_before_is_used(make_run: M
             optimizer.write_bytes(content[:100])
         elif harm == "missing":
             (newest / "rng_state.pth").unlink()
+        elif harm != "empty":
+            manifest = (newest / "MANIFEST.json").read_text()
+            found = {"step": '"step": 10', "run": '"run": "', "stfp": '"step"'}[harm]
+            put = {"step": '"step": 8', "run": '"run": "0', "stfp": '"stfp"'}[harm]
+            (newest / "MANIFEST.json").write_text(manifest.replace(found, put))
         else:
             for file in newest.iterdir():
                 file.unlink()
@@ -203,6 +208,13 @@ def test_a_worker_killed_for_a_full_disk_keeps_its_last_checkpoint(
     assert error["params"]["needed"].endswith(" MB")
     assert [p.name for p in (folder / "checkpoints").iterdir()] == ["checkpoint-2"]
     assert checkpoints.newest_good(folder / "checkpoints") == folder / "checkpoints" / "checkpoint-2"
+
+
+def test_a_full_disk_is_known_by_what_torch_says_of_it(tmp_path: Path) -> None:
+    for size in (0, 1, 100_000):
+        with pytest.raises(InputError) as caught, checkpoints.telling_full_disk(tmp_path):
+            torch.save(torch.zeros(size), "/dev/full")
+        assert caught.value.code == "disk.write"
 
 
 def test_a_disk_too_small_is_told_before_training(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
