@@ -11,7 +11,7 @@ import gradio as gr
 from app import jobs, show
 from app.i18n import tr
 from app.machine import Machine
-from app.page import QUIET, TELLING, Page
+from app.page import QUIET, TELLING, Page, warn
 from app.samples import newest, samples
 from core import config, runs
 from core.errors import InputError
@@ -73,13 +73,14 @@ class Live:
 
     def _listen(self) -> None:
         page = self.page
-        state = [page.run, page.language, self.seen]
+        shown = [page.run, page.language]
+        state = [*shown, self.seen]
         self.timer.tick(self.tick, state, self.outputs, **QUIET)
         page.run.change(self.tick, state, self.outputs, **QUIET)
         page.language.change(self.tick, state, self.outputs, **QUIET)
         again: dict[str, Any] = {"fn": self.tick, "inputs": state, "outputs": self.outputs, **QUIET}
-        self.stop.click(self._on(runs.stop), page.run, None, **QUIET).then(**again)
-        self.resume.click(self._on(runs.resume), [page.run, page.language], None, **QUIET).then(**again)
+        self.stop.click(self._on(runs.stop), shown, None, **TELLING).then(**again)
+        self.resume.click(self._on(runs.resume), shown, None, **TELLING).then(**again)
         self.first.click(self._demo, None, page.run, trigger_mode="once", **TELLING)
         self.clone.click(_wish, [page.run, page.clone], page.clone, **TELLING)
         for key, button in (("chat", self.chat), ("evaluate", self.evaluate), ("export", self.export)):
@@ -150,11 +151,11 @@ class Live:
     def _on(self, action: Callable[[Any], None]) -> Callable[..., None]:
         """Return the handler of a button that does something with the shown run."""
 
-        def act(run: str, language: str = "en") -> None:
+        def act(run: str, language: str) -> None:
             try:
                 action(runs.find(run, self.page.workspace))
             except InputError as error:
-                gr.Warning(escape(show.message(language, error.code, error.params)))
+                warn(language, error)
 
         return act
 

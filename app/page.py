@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any, TypeVar
 
 import gradio as gr
 from gradio.blocks import Block
 
-from app.i18n import tr
+from app.i18n import message, tr
 from app.watch import Watch
+from core.errors import InputError
 
 Component = TypeVar("Component", bound=Block)
 
 TELLING: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": [], "api_visibility": "private"}
-"""For events that set a gr.State which others listen to: gradio tells of its change only after a queued event.
+"""For events that may `warn`, or set a gr.State which others listen to: gradio tells of both for queued events alone.
 Without `show_progress_on` gradio would tell each output, hidden or not, that the event begins and ends: of the fields
 of a run that took the page seconds."""
 QUIET: dict[str, Any] = {**TELLING, "queue": False}
@@ -54,6 +56,11 @@ class Page:
     def translated(self, language: str) -> list[Any]:
         """Return one update for each registered component, in the order of registration."""
         return [gr.update(**_texts(language, keys)) for _, keys in self.texts]
+
+
+def warn(language: str, error: InputError) -> None:
+    """Say on the page why something is refused; only events that are queued can."""
+    gr.Warning(escape(message(language, error.code, error.params)))
 
 
 def _texts(language: str, keys: dict[str, str]) -> dict[str, Any]:

@@ -9,9 +9,8 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from app import show
 from app.i18n import is_number, number, tr
-from app.page import QUIET, Page
+from app.page import QUIET, TELLING, Page, warn
 from core import config, queue, runs, slots, sweep
 from core.errors import InputError
 
@@ -35,9 +34,7 @@ class QueuePanel:
                 go_on = gr.Button(size="sm", variant="primary", visible=False, elem_id="tb-queue-continue")
                 self.go_on = page.say(go_on, value="ui.queue.go_on")
                 self.stops = page.say(gr.Checkbox(elem_id="tb-queue-stops"), label="ui.queue.stops")
-                self.at_once = page.say(
-                    gr.Number(1, step=1, precision=0, elem_id="tb-queue-at-once"), label="ui.queue.at_once"
-                )
+                self.at_once = page.say(gr.Number(1, step=1, elem_id="tb-queue-at-once"), label="ui.queue.at_once")
         self.outputs: list[Component | gr.Column] = [
             self.box, self.list, self.pause, self.go_on, self.stops, self.at_once,
         ]  # fmt: skip
@@ -45,12 +42,12 @@ class QueuePanel:
     def listen(self, again: dict[str, Any]) -> None:
         """Let the buttons work; `again` is the event that looks anew."""
         language = self.page.language
-        self.list.click(self._act, language, None, **QUIET).then(**again)
+        self.list.click(self._act, language, None, **TELLING).then(**again)
         self.pause.click(lambda: queue.pause(self.page.workspace), None, None, **QUIET).then(**again)
         self.go_on.click(lambda: queue.go_on(self.page.workspace), None, None, **QUIET).then(**again)
         self.stops.input(self._stops, [self.stops, language], None, **QUIET).then(**again)
         for event in (self.at_once.submit, self.at_once.blur):
-            event(self._at_once, [self.at_once, language], None, **QUIET).then(**again)
+            event(self._at_once, [self.at_once, language], self.at_once, **TELLING).then(**again)
 
     def look(self, language: str) -> tuple[tuple[Any, ...], list[Any]]:
         """Return (what a browser is shown, to compare, an update for each of `outputs`)."""
@@ -97,19 +94,18 @@ class QueuePanel:
             elif act in ACTS:
                 queue.move(folder, max(place - 1, 1) if act == "up" else place + 1)
         except InputError as error:
-            self._warn(language, error)
+            warn(language, error)
 
     def _stops(self, stops: Any, language: str) -> None:
         queue.rule(self.page.workspace, on_error="stop" if stops else "continue")
 
-    def _at_once(self, count: Any, language: str) -> None:
+    def _at_once(self, count: Any, language: str) -> int:
+        """Set how many run at once on one device; return how many do."""
         try:
-            queue.rule(self.page.workspace, at_once=count)
+            return queue.rule(self.page.workspace, at_once=count).at_once
         except InputError as error:
-            self._warn(language, error)
-
-    def _warn(self, language: str, error: InputError) -> None:
-        gr.Warning(escape(show.message(language, error.code, error.params)))
+            warn(language, error)
+            return queue.rules(self.page.workspace).at_once
 
 
 def _line(language: str, place: int, folder: Path, last: int) -> str:

@@ -12,7 +12,7 @@ from app import jobs, show
 from app.chart import spark, thin
 from app.i18n import ABSENT, duration, number, size, tr
 from app.live import open_tab
-from app.page import QUIET, TELLING, Page
+from app.page import QUIET, TELLING, Page, warn
 from app.queue_panel import QueuePanel
 from app.sweep_panel import panel
 from core import queue, runs
@@ -63,15 +63,15 @@ def build(page: Page, tab: gr.Tab) -> None:
     table.click(listing.picked, None, chosen, **QUIET).then(**again)
     sweep.click(listing.open_picked, page.run, [page.run, page.tabs], **TELLING)
     waiting.listen(again)
-    enqueue.click(listing.act("enqueue"), [chosen, page.language], None, **QUIET).then(**again)
+    enqueue.click(listing.act("enqueue"), [chosen, page.language], None, **TELLING).then(**again)
     first.click(open_tab("train"), None, page.tabs, **QUIET)
     opened.click(listing.open, [chosen, page.run], [page.run, page.tabs], **TELLING)
-    stop.click(listing.act("stop"), [chosen, page.language], None, **QUIET).then(**again)
-    resume.click(listing.act("resume"), [chosen, page.language], None, **QUIET).then(**again)
+    stop.click(listing.act("stop"), [chosen, page.language], None, **TELLING).then(**again)
+    resume.click(listing.act("resume"), [chosen, page.language], None, **TELLING).then(**again)
     clone.click(listing.clone, [chosen, page.clone], page.clone, **TELLING)
     delete.click(listing.ask, [chosen, page.language], [confirm, question, asked], **QUIET)
     no.click(lambda: gr.update(visible=False), None, confirm, **QUIET)
-    deleted = yes.click(listing.act("delete"), [asked, page.language], None, **QUIET)
+    deleted = yes.click(listing.act("delete"), [asked, page.language], None, **TELLING)
     deleted.then(listing.gone, [asked, page.run], [confirm, page.run], **TELLING).then(**again)
 
 
@@ -164,7 +164,7 @@ class _Listing:
             try:
                 action(runs.find(name, self.page.workspace))
             except InputError as error:
-                gr.Warning(escape(show.message(language, error.code, error.params)))
+                warn(language, error)
 
         return handle
 

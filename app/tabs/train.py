@@ -6,17 +6,15 @@ import re
 import time
 from collections.abc import Callable
 from functools import partial
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from app import jobs
-from app.fields import said
 from app.form import Form
 from app.live import Live
-from app.page import QUIET, TELLING, Page
+from app.page import QUIET, TELLING, Page, warn
 from app.settings_text import SettingsText
 from app.sweeper import Sweeper
 from app.verdict import Verdict
@@ -139,7 +137,7 @@ class _Handlers:
         try:
             job = runs.settings(runs.find(wish[0], self.page.workspace))
         except InputError as error:
-            gr.Warning(escape(said(language, error.problems[0])))
+            warn(language, error)
             return [gr.skip()] * (1 + len(form.outputs))
         if not isinstance(job, config.Run):
             return [gr.skip()] * (1 + len(form.outputs))

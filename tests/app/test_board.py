@@ -82,6 +82,20 @@ def test_every_tab_is_there_in_order(client):
     assert tabs[:2] == ["tb-tab-data", "tb-tab-train"] and tabs[-1] == "tb-tab-runs"
 
 
+REFUSE = {
+    "tb-stop", "tb-resume", "tb-runs-stop", "tb-runs-resume", "tb-runs-enqueue", "tb-runs-yes", "tb-queue-list",
+    "tb-queue-at-once",
+}  # fmt: skip
+
+
+def test_what_may_be_refused_is_queued_so_that_the_page_tells_why(client):
+    told = client.get("/config").json()
+    ids = {component["id"]: component["props"].get("elem_id") for component in told["components"]}
+    begun = [d for d in told["dependencies"] if d["trigger_after"] is None]
+    silent = {ids.get(place) for d in begun if not d["queue"] for place, _ in d["targets"]}
+    assert set(ids.values()) >= REFUSE and not REFUSE & silent
+
+
 NONSENSE = [
     None,
     -1,

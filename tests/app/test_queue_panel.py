@@ -110,8 +110,10 @@ def test_the_panel_shows_the_order_and_changes_it(page: Page) -> None:
         board._act("en", nonsense)
     assert list(runs.waiting(page.workspace)) == folders[:1]
     board._stops(True, "en")
-    board._at_once(3, "en")
-    board._at_once(99, "en")
+    assert board._at_once(3, "en") == 3
+    for wrong in (99, 0, -3, board.at_once.preprocess(1.6), None):
+        with pytest.warns(UserWarning, match="16"):
+            assert board._at_once(wrong, "en") == 3  # what holds is put back into the field
     assert queue.rules(page.workspace) == queue.Rules(paused=True, on_error="stop", at_once=3)
     queue.pause(page.workspace, because="one")
     assert "one failed" in board.look("en")[1][1]

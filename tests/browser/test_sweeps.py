@@ -90,3 +90,19 @@ def finished(page: Page, board: Board) -> None:
     told.get_by_role("button", name=best.run).click()
     expect(page.locator("#tb-live-head")).to_contain_text(best.run)
     expect(page.locator("#tb-charts svg").first).to_be_visible()
+
+
+def test_a_refusal_is_told_on_the_page(browser: Browser, board: Board) -> None:
+    queue.rule(board.workspace, paused=True, at_once=2)
+    page = visitor(browser, board)
+    tab(page, "runs")
+    box = page.locator("#tb-queue-at-once input")
+    for wrong in ("99", "1.6"):
+        box.fill(wrong)
+        box.press("Enter")
+        expect(page.get_by_test_id("toast-body").last).to_contain_text("16")
+        expect(box).to_have_value("2")
+        page.get_by_test_id("toast-close").last.click()
+        expect(page.get_by_test_id("toast-body")).to_have_count(0)
+    assert page.faults == []  # type: ignore[attr-defined]
+    page.context.close()
