@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from html import escape
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,13 @@ from core.errors import InputError
 from core.models.consent import Code
 
 LIBRARIES = ("torch", "transformers", "peft")
+MARKUP = re.compile(r"[\\`*|~\[\]]")
+"""What Markdown would take for more than text, beside HTML."""
 ADAPTER = """from peft import PeftModel
 from transformers import {auto}, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("PATH OF THIS FOLDER")
-model = {auto}.from_pretrained("{base}"){grown}
+model = {auto}.from_pretrained({base}){grown}
 model = PeftModel.from_pretrained(model, "PATH OF THIS FOLDER")"""
 WHOLE = """from transformers import {auto}, AutoTokenizer
 
@@ -61,7 +65,7 @@ def trained(run: Run, metrics: dict[str, Any], *, whole: bool, sees: bool) -> st
     settings = run.model_dump(mode="json", include={"stage", "tuner", "optimizer", "training"})
     text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
     code = (WHOLE if whole else ADAPTER).format(
-        auto="AutoModelForImageTextToText" if sees else "AutoModelForCausalLM", base=run.model.path,
+        auto="AutoModelForImageTextToText" if sees else "AutoModelForCausalLM", base=repr(run.model.path),
         grown="\nmodel.resize_token_embeddings(len(tokenizer))" if run.model.added else "",
     )  # fmt: skip
     page = _page(run.name, facts, run.model.path, "transformers" if whole else "peft", sees=sees)
@@ -95,5 +99,5 @@ def _run_of(folder: Path) -> Run | None:
 
 
 def _cell(value: str) -> str:
-    """Keep a text from breaking out of its table cell."""
-    return value.replace("|", "\\|").replace("\n", " ")
+    """Return a text as Markdown that shows it as it is, in one cell of a table."""
+    return MARKUP.sub(r"\\\g<0>", " ".join(escape(value, quote=False).splitlines()))
