@@ -37,6 +37,10 @@ class Series:
         if len(kept) < len(self.bins):
             self.bins, self.count = kept, self.width
 
+    def until(self, x: float) -> float:
+        """Return the mean of the last bin that ends by x; of the first where all end later."""
+        return ([b[1] for b in self.bins if b[0] <= x] or [self.bins[0][1]])[-1]
+
     def _halve(self) -> None:
         pairs = zip(self.bins[::2], self.bins[1::2], strict=True)
         self.bins = [[b[0], (a[1] + b[1]) / 2, min(a[2], b[2]), max(a[3], b[3])] for a, b in pairs]

@@ -13,15 +13,17 @@ from core.events import RunState
 from core.export.card import trained
 from core.models.inspect import inspect
 from core.models.loading import model_folder
+from core.series import Series
 
 ACROSS = 3
 """Small curves side by side."""
 
 
 def write(folder: Path, state: RunState) -> dict[str, float]:
-    """Write the files; return the metrics: loss, step, epoch, tokens, what a stage measured, the losses on each set.
+    """Write the files; return the metrics: loss, step, epoch, tokens, what a stage measured as it learned.
 
-    Where the saved weights are those of an earlier step, `saved_step` tells it, and the losses on sets are from there.
+    What was measured on held-out rows comes as eval_..., eval_SET_... where a set has a name. Where the saved weights
+    are those of an earlier step, `saved_step` tells it, and what was measured on held-out rows is from there.
     """
     metrics: dict[str, float] = {name: state.last[name] for name in ("loss", "step", "epoch", "tokens")}
     metrics |= state.last.get("metrics", {})
@@ -29,9 +31,7 @@ def write(folder: Path, state: RunState) -> dict[str, float]:
     step = saved.get("step", metrics["step"])
     if step != metrics["step"]:
         metrics["saved_step"] = step
-    for name, curve in state.eval_curves.items():
-        until = [loss for at, loss, *_ in curve.bins if at <= step] or [curve.bins[0][1]]
-        metrics[f"eval_{name}_loss" if name else "eval_loss"] = until[-1]
+    metrics |= {name: curve.until(step) for name, curve in _held_out(state).items()}
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1, allow_nan=False), encoding="utf-8")
     draw(state).savefig(folder / "loss.png", dpi=110)
     if saved.get("what") in ("adapter", "model"):
@@ -41,6 +41,16 @@ def write(folder: Path, state: RunState) -> dict[str, float]:
         told = trained(run, metrics, whole=saved["what"] == "model", sees=sees)
         (folder / saved["path"] / "README.md").write_text(told, encoding="utf-8")
     return metrics
+
+
+def _held_out(state: RunState) -> dict[str, Series]:
+    """Return the curves of held-out rows by what their figures are called: the losses first."""
+    found = {(name, "loss"): curve for name, curve in state.eval_curves.items()}
+    for name, curve in state.metric_curves.items():
+        if name.startswith("eval "):  # eval SET METRIC; of the first set eval METRIC
+            named, _, metric = name.removeprefix("eval ").rpartition(" ")
+            found[named or state.evals.get("set", ""), metric] = curve
+    return {"_".join(filter(None, ("eval", *key))): curve for key, curve in found.items()}
 
 
 def draw(state: RunState) -> Figure:
