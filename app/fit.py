@@ -99,7 +99,7 @@ def lines(language: str, run: config.Run, found: Forecast, epoch: float | None) 
         tr(
             language,
             "ui.fit.batches",
-            rows=number(language, run.training.batch_size),
+            rows=number(language, run.stage.together(run.training.batch_size)),
             tokens=number(language, run.data.cutoff),
         ),
     ]
@@ -135,9 +135,10 @@ def fix_told(language: str, fix: Fix) -> str:
 
 def changes(language: str, patch: Mapping[str, Any]) -> str:
     """Return the settings of a change by their names."""
+    paths = {setting.key: setting.path for setting in config.known_settings(config.Run)}
     told = []
     for key, value in patch.items():
-        label = tr(language, f"field.{key}.label")
+        label = tr(language, f"field.{paths[key]}.label")
         if isinstance(value, dict):
             shown = tr(language, f"choice.{key}.{value['kind']}.label")
         elif isinstance(value, str):

@@ -176,10 +176,14 @@ def _patches(run: Run, ways: tuple[str, ...], *, packed: bool) -> Iterator[dict[
 
 def _options(run: Run, way: str, ways: tuple[str, ...], *, packed: bool) -> Iterator[dict[str, Any]]:
     size, times = run.training.batch_size, run.training.accumulation
-    if way == "batch":
-        smaller = size
-        while smaller > 1:  # about half each time; the batch of a step stays as large as it was
-            smaller = next(part for part in range(smaller // 2, 0, -1) if size % part == 0)
+    if way == "batch" and run.stage.draws:
+        yield from ({"stage.minibatch": part} for part in _halves(run.stage.together(size)))
+        for smaller in _halves(size):  # fewer questions a step, where fewer of their answers at once are not enough
+            yield {"training.batch_size": smaller}
+            parts = _halves(run.stage.together(smaller))
+            yield from ({"training.batch_size": smaller, "stage.minibatch": part} for part in parts)
+    elif way == "batch":
+        for smaller in _halves(size):  # the batch of a step stays as large as it was
             batches = {} if "one_batch" in run.optimizer.wants else {"training.accumulation": times * size // smaller}
             yield {"training.batch_size": smaller} | batches
     elif way == "checkpointing" and not run.training.gradient_checkpointing:
@@ -195,6 +199,14 @@ def _options(run: Run, way: str, ways: tuple[str, ...], *, packed: bool) -> Iter
         while cutoff >= SHORTEST:
             yield {"data.cutoff": cutoff}
             cutoff //= 2
+
+
+def _halves(size: int) -> Iterator[int]:
+    """Yield the divisors of a size below it, each about half of the one before."""
+    smaller = size
+    while smaller > 1:
+        smaller = next(part for part in range(smaller // 2, 0, -1) if size % part == 0)
+        yield smaller
 
 
 def _shapes(model: Model, workspace: Path) -> tuple[Shapes, int] | None:
