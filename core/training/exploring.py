@@ -28,6 +28,7 @@ from core.models.answering import draw, sampling
 from core.models.precision import offloading
 from core.models.rope import context
 from core.training import policy
+from core.training.halt import Halt
 from core.training.judging import Answer, Judge, told
 from core.training.moving import unsettle
 from core.training.objective import Batch, Metrics, Seen, look
@@ -82,9 +83,10 @@ class Exploring(Ordered):
 
     objective: Policy
 
-    def __init__(self, *, rows: Flat | Padder, **given: Any) -> None:
+    def __init__(self, *, rows: Flat | Padder, halt: Halt, **given: Any) -> None:
         super().__init__(**given)
-        self.rows = rows
+        self.rows, self.halt = rows, halt
+        self.add_callback(halt)
         self.args.include_num_input_tokens_seen = "no"
         if not self.objective.keeps_base and self.objective.kl_weight:
             self.objective.reference = copy.deepcopy(cast(PreTrainedModel, self.model)).eval().requires_grad_(False)
@@ -92,12 +94,13 @@ class Exploring(Ordered):
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Draw and judge answers, learn from them in parts; the last step of the optimizer is left to Trainer."""
         unsettle(self.optimizer)
-        with self.compute_loss_context_manager():
+        with self.halt.going_back(self), self.compute_loss_context_manager():
             seen = self._explore(cast(Any, self.model), inputs)
         model.train()
         parts = list(self._parts(len(seen.rows)))
         losses = []
         for number, part in enumerate(parts):
+            self.halt.look(self.halt.patience)
             with self.compute_loss_context_manager():
                 loss = self._loss(model, seen, part)
             self.accelerator.backward(loss)
@@ -141,7 +144,8 @@ class Exploring(Ordered):
         wish = Generation(max_new_tokens=min(own.max_new_tokens, longest), temperature=own.temperature)
         settings = sampling(wish, model, own.tokenizer)
         with answering(model), _plainly(model):
-            drawn = draw(model, prompts, settings).tolist()
+            drawn = draw(model, prompts, settings, self.halt.watch.context.stop).tolist()
+        self.halt.look()
         ends = set(cast(list[int], settings.eos_token_id))
         answers = [_until(answer, ends) for answer in drawn]
         return answers, [answer[-1] in ends for answer in answers]
@@ -161,6 +165,7 @@ class Exploring(Ordered):
         seen = Experience(rows, scores_B, [], [], torch.zeros(()), [] if own.value_weight else None)
         entropies = []
         for at in range(0, len(rows), own.minibatch):
+            self.halt.look()
             batch = self._batch(rows[at : at + own.minibatch])
             found = look(model, batch, value_head.attached(model))
             logps = self._logps(found)

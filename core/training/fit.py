@@ -33,6 +33,7 @@ from core.training import engines
 from core.training.arguments import arguments, total_steps
 from core.training.best import Best
 from core.training.exploring import Exploring, Policy
+from core.training.halt import Halt
 from core.training.loggers import Reports
 from core.training.objective import Objective
 from core.training.ordered import Ordered
@@ -74,7 +75,7 @@ def fit(
     watchdog = Watchdog(context)
     weights = 0 if quantized(model) else counts["parameters"]
     facts = {"evaluates": bool(held_out), "pads": collator.pads, "weights": weights, "resumed": bool(found)}
-    trainer = _kind(objective, rows, team)(
+    trainer = _kind(objective, rows, team, Halt(watch, run.hardware.grace))(
         model=model,
         args=arguments(run, total, folder=store.writing, **facts),
         data_collator=collator,
@@ -126,10 +127,10 @@ def _others(run: Run, context: Context, objective: Objective, found: tuple[Path,
     return [*([kept] if kept else []), *([] if context.team.rank else [Reports(run, context.folder)])]
 
 
-def _kind(objective: Objective, rows: Flat | Padder, team: Team) -> Callable[..., Ordered]:
+def _kind(objective: Objective, rows: Flat | Padder, team: Team, halt: Halt) -> Callable[..., Ordered]:
     """Return the Trainer for an objective, in one process or several."""
     if isinstance(objective, Policy):
-        return partial(ExploringTogether if team.size > 1 else Exploring, rows=rows)
+        return partial(ExploringTogether if team.size > 1 else Exploring, rows=rows, halt=halt)
     return Shared if team.size > 1 else Ordered
 
 

@@ -77,10 +77,12 @@ def test_two_processes_learn_as_one_and_go_on_where_they_stopped(make: Callable[
     steps = [f"training.max_steps={STEPS}", CALM]
     two = {name: make(f"{name}-2", DDP, "training.batch_size=4", *steps, *layer) for name, layer in PAIRS.items()}
     whole, broken = (make(name, DDP, "training.batch_size=2", "tuner.dropout=0.2") for name in ("whole", "broken"))
-    drawn = make("drawn", DDP, "stage=grpo", "stage.group=2", "stage.minibatch=1", "stage.drawing.max_new_tokens=4",
-                 "stage.reward.by=regex", "stage.reward.pattern=e", "data.max_rows=7", "training.batch_size=4",
-                 "training.max_steps=3")  # fmt: skip
-    together([*((folder, None) for folder in [*two.values(), drawn]), (whole, None), (broken, 6), (broken, None)])
+    drawing = [DDP, "stage=grpo", "stage.group=2", "stage.minibatch=1", "stage.drawing.max_new_tokens=4",
+               "stage.reward.by=regex", "stage.reward.pattern=e", "data.max_rows=7", "training.batch_size=4",
+               "training.max_steps=3"]  # fmt: skip
+    drawn, redrawn = make("drawn", *drawing), make("redrawn", *drawing)
+    again = [(folder, at) for folder, last in ((broken, 6), (redrawn, 3)) for at in (last, None)]
+    together([*((folder, None) for folder in [*two.values(), drawn, whole]), *again])
 
     for name, layer in PAIRS.items():
         one = make(f"{name}-1", "training.batch_size=8", *steps, *layer)
@@ -97,6 +99,9 @@ def test_two_processes_learn_as_one_and_go_on_where_they_stopped(make: Callable[
             torch.testing.assert_close(tensor, learned[key], rtol=1e-2, atol=2e-4, msg=f"{name} {key}")
 
     assert [e["step"] for e in of_type(drawn, "step")] == [1, 2, 3]  # though 7 rows are none of two processes' batches
+    saved = [(e["what"], e["step"]) for e in of_type(redrawn, "saved")]
+    assert saved == [("checkpoint", 2), ("checkpoint", 3), ("adapter", 3)]  # stopped while it drew for its third step
+    assert digest(redrawn / "adapter") == digest(drawn / "adapter")
     told = of_type(two["kto"], "step")[-1]["metrics"]
     assert told["rewards/margins"] == pytest.approx(told["rewards/chosen"] - told["rewards/rejected"])
     manifest = json.loads((broken / "checkpoints" / "checkpoint-10" / "MANIFEST.json").read_text())

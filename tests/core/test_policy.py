@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from core import config, preflight
+from core import checkpoints, config, preflight
 from core.data.encode import IGNORED
 from core.errors import InputError, Stopped
+from core.events import Writer
 from core.rewards import Reward
 from core.team import Team
-from core.training import judging, policy
+from core.training import halt, judging, policy
 from core.training.exploring import Exploring
 from core.training.judging import Answer, by_rule
 from core.training.policy import Experience
+from core.workspace import Context
 from tests.conftest import copy_of, write_rows
 from tests.core.helpers import digest, of_type, train, weights
 
@@ -489,3 +492,47 @@ def test_rules_and_a_pattern_that_takes_too_long(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(InputError) as caught:
         worth("a" * 24 + "b" * 2000, by="regex", pattern="(.*a){25}")
     assert caught.value.code == "reward.slow"
+
+
+@pytest.mark.parametrize("stage", ["ppo", "grpo"])
+def test_a_step_is_broken_off_while_it_draws_and_done_anew(make_run: MakeRun, stage: str) -> None:
+    """Also where it is the first of an epoch, before which random numbers are used up."""
+    given = [f"stage={stage}", *GIVEN, *LENGTH, "training.batch_size=2", "data.max_rows=4", "training.max_steps=4",
+             "saving.every=9", "stage.drawing.max_new_tokens=9"]  # fmt: skip
+    given += ["stage.normalize=true", "stage.kl_target=3"] if stage == "ppo" else ["stage.group=2"]
+    whole, broken = make_run("whole", *given), make_run("broken", *given)
+    train(whole)
+    for step in (2, 3, 4):  # stopped when the step before it is told
+        with pytest.raises(Stopped):
+            train(broken, stop_at=step)
+        assert (broken / "checkpoints" / f"checkpoint-{step - 1}" / "MANIFEST.json").exists()
+        assert not (broken / "checkpoints" / f"checkpoint-{step}").exists()
+    train(broken)
+    assert [e["metrics"] for e in of_type(broken, "step")] == [e["metrics"] for e in of_type(whole, "step")]
+    assert digest(broken / "adapter") == digest(whole / "adapter")
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.0, 1), (0.5, 2)])
+def test_a_step_that_learns_already_is_waited_for_no_longer_than_the_grace_period_allows(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, share: float, kept: int
+) -> None:
+    given = ["stage=grpo", "stage.group=2", "stage.epochs=3", *GIVEN, *LENGTH, "training.batch_size=2",
+             "training.max_steps=3", "saving.every=1"]  # fmt: skip
+    train(whole := make_run("whole", *given))
+    folder, stop, compare, steps = make_run("broken", *given), threading.Event(), policy.compare, []
+
+    def stopping(*seen: Any, **named: Any) -> None:
+        compare(*seen, **named)
+        steps.append(seen)
+        if len(steps) == 2:
+            stop.set()
+
+    job = config.load((folder / "run.yaml").read_text(encoding="utf-8"), "run.yaml")
+    assert isinstance(job, config.Run)
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(halt, "SHARE", share)
+        patch.setattr(policy, "compare", stopping)
+        job.stage.train(job, Context(folder, folder.parents[1], Writer(folder), stop))
+    assert checkpoints.newest_good(folder / "checkpoints") == folder / "checkpoints" / f"checkpoint-{kept}"
+    train(folder)
+    assert digest(folder / "adapter") == digest(whole / "adapter")
