@@ -70,7 +70,8 @@ def _charts(
     """Return the curves of the training loss, and of what the runs are ranked by; best: as for sweep.Row.measure."""
     title = show.metric(language, best) if best else tr(language, "ui.sweep.loss_eval")
     losses = [_curve(language, row, styles, curves[row.run][0]) for row in rows]
-    judged = [_curve(language, row, styles, curves[row.run][1], dots=not best) for row in rows if row.measure == best]
+    dots = not best or best.startswith(sweep.HELD_OUT)  # few and far between
+    judged = [_curve(language, row, styles, curves[row.run][1], dots=dots) for row in rows if row.measure == best]
     told = chart(language, tr(language, "ui.sweep.loss_smooth"), losses) + chart(language, title, judged)
     return f'<div class="tb-compared">{told}</div>' if told else ""
 

@@ -23,6 +23,8 @@ FILE = "sweep.json"
 MOST = 64
 """Runs of one sweep."""
 NAME_LENGTH = 60
+HELD_OUT = "eval "
+"""What the names of curves of held-out rows begin with (events.RunState)."""
 
 Axes = dict[str, list[Any]]
 """Key of a setting -> the values that it takes."""
@@ -93,11 +95,17 @@ def make(cells: Sequence[Cell], workspace: Path) -> list[Path]:
         for number, cell in enumerate(cells, start=1):
             folder = runs.create(cell.job.model_copy(update={"name": f"{base}-{number}"}), workspace)
             write_json(folder / FILE, {
-                "sweep": base, "number": number, "values": cell.values, "measure": cell.job.stage.measure,
+                "sweep": base, "number": number, "values": cell.values, "measure": _measure(cell.job),
             })  # fmt: skip
             folders.append(folder)
     queue.add(folders, workspace)
     return folders
+
+
+def _measure(job: config.Run) -> str:
+    """Return the curve that a run is ranked by: that of the rows that learn where none are held out."""
+    held_out = job.data.eval or (job.data.eval_share and not job.data.streaming)
+    return job.stage.measure if held_out else job.stage.measure.removeprefix(HELD_OUT)
 
 
 @dataclass(frozen=True)
@@ -112,7 +120,9 @@ class Row:
     loss: float | None
     """The last loss of the training, smoothed."""
     best: float | None
-    """The lowest loss on held-out rows; or the last of what its stage goes by, smoothed."""
+    """The lowest loss on held-out rows; or what its stage goes by: of the saved weights, or the smoothed last one."""
+    held_out: float | None = None
+    """The lowest loss on held-out rows."""
     measure: str = ""
     """The curve that its stage goes by, the higher the better; "" where it goes by the loss."""
 
@@ -122,34 +132,48 @@ def row(view: View) -> Row:
     mark, curves = read_json(view.folder / FILE), view.state.curves
     measure = mark.get("measure", "")
     loss = curves["smooth"].bins[-1][1] if curves["smooth"].bins else None
-    best = _last(judged(view)) if measure else min((lowest for _, _, lowest, _ in judged(view).bins), default=None)
+    held_out = min((lowest for _, _, lowest, _ in _losses(view).bins), default=None)
+    best = _end(view, measure) if measure else held_out
     given = mark.get("number", 0), mark.get("values", {})
-    return Row(view.name, *given, view.status, view.state.step, loss, best, measure)
+    return Row(view.name, *given, view.status, view.state.step, loss, best, held_out, measure)
 
 
 def judged(view: View) -> Series:
     """Return the curve by which a run of a sweep is ranked."""
-    state = view.state
-    if measure := read_json(view.folder / FILE).get("measure", ""):
-        return state.curves.get(measure, Series())
-    return next(iter(state.eval_curves.values()), state.curves["eval"])  # the first set, as for the best model
+    measure = read_json(view.folder / FILE).get("measure", "")
+    return view.state.curves.get(measure, Series()) if measure else _losses(view)
 
 
-def _last(curve: Series) -> float | None:
-    """Return the end of a curve, smoothed as that of the training loss is."""
-    values = [mean for _, mean, _, _ in curve.bins]
-    return reduce(lambda smooth, value: 0.8 * smooth + 0.2 * value, values) if values else None
+def _losses(view: View) -> Series:
+    """Return the losses on the first set of held-out rows, as for the best model."""
+    return next(iter(view.state.eval_curves.values()), Series())
+
+
+def _end(view: View, measure: str) -> float | None:
+    """Return the end of a curve, smoothed as that of the training loss is; of held-out rows what the saved weights got.
+
+    These may be of an earlier step (watching.best).
+    """
+    curve = judged(view)
+    if not curve.bins:
+        return None
+    if measure.startswith(HELD_OUT):
+        saved = [one["step"] for one in view.state.saved if one["what"] in ("adapter", "model")]
+        return curve.until(saved[-1] if saved else math.inf)
+    return reduce(lambda smooth, value: 0.8 * smooth + 0.2 * value, (mean for _, mean, _, _ in curve.bins))
 
 
 def ranked(rows: Iterable[Row]) -> list[Row]:
     """Return the lines of a table, the best first.
 
-    By what their stage goes by, which is the lowest held-out loss where it names nothing; then by the training loss.
+    By what their stage goes by, which is the lowest held-out loss where it names nothing; then by the lowest held-out
+    loss, then by the training loss.
     """
 
-    def rank(row: Row) -> tuple[bool, float, float, int]:
+    def rank(row: Row) -> tuple[bool, float, float, float, int]:
+        losses = (math.inf if loss is None else loss for loss in (row.held_out, row.loss))
         best = math.inf if row.best is None else -row.best if row.measure else row.best
-        return not row.measure, best, math.inf if row.loss is None else row.loss, row.number
+        return not row.measure, best, *losses, row.number
 
     return sorted(rows, key=rank)
 

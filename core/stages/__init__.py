@@ -21,7 +21,8 @@ class Stage(Spec):
     """Whether it learns from answers that the model draws itself; then no rows are held out."""
 
     measure: ClassVar[str] = ""
-    """The curve that tells how well a run went, the higher the better; "" where the loss does."""
+    """The curve that tells how well a run went, the higher the better; "" where the held-out loss does: one that is
+    made alike whatever the settings."""
     answers: ClassVar[bool] = True
     """Whether what it teaches is to answer."""
     heads: ClassVar[bool] = False

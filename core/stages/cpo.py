@@ -18,6 +18,7 @@ class Cpo(Stage):
 
     kind: Literal["cpo"] = "cpo"
     wanted: ClassVar = ("ranking",)
+    measure: ClassVar = "eval rewards/accuracies"
     likelier: ClassVar = ("sft_weight",)
     beta: float = knob(0.1, gt=0, le=100)
     """Beta

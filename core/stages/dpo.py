@@ -20,6 +20,7 @@ class Dpo(Stage):
 
     kind: Literal["dpo"] = "dpo"
     wanted: ClassVar = ("ranking",)
+    measure: ClassVar = "eval rewards/accuracies"
     likelier: ClassVar = ("beta", "sft_weight")
     loss: Literal["sigmoid", "hinge", "ipo", "robust", "bco_pair"] = knob("sigmoid")
     """Loss

@@ -20,6 +20,7 @@ class Kto(Stage):
 
     kind: Literal["kto"] = "kto"
     wanted: ClassVar = ("feedback",)
+    measure: ClassVar = "eval rewards/accuracies"
     likelier: ClassVar = ("beta",)
     beta: float = knob(0.1, gt=0, le=100)
     """Beta

@@ -19,6 +19,7 @@ class Orpo(Stage):
 
     kind: Literal["orpo"] = "orpo"
     wanted: ClassVar = ("ranking",)
+    measure: ClassVar = "eval rewards/accuracies"
     likelier: ClassVar = ("beta",)
     beta: float = knob(0.1, gt=0, le=100)
     """Beta

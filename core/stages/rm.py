@@ -19,6 +19,7 @@ class Rm(Stage):
 
     kind: Literal["rm"] = "rm"
     wanted: ClassVar = ("ranking",)
+    measure: ClassVar = "eval rewards/accuracies"
     answers: ClassVar = False
     heads: ClassVar = True
     centering: float = knob(0.0, ge=0, le=10, expert=True)

@@ -19,6 +19,7 @@ class Simpo(Stage):
 
     kind: Literal["simpo"] = "simpo"
     wanted: ClassVar = ("ranking",)
+    measure: ClassVar = "eval rewards/accuracies"
     likelier: ClassVar = ("sft_weight",)
     beta: float = knob(2.0, gt=0, le=100)
     """Beta

@@ -190,6 +190,8 @@ class LikedOrNot:
         kinds = {"rewards/chosen": reward_B[liked_B], "rewards/rejected": reward_B[~liked_B]}
         metrics = {name: torch.stack([of_kind_B.sum(), reward_B.new_tensor(len(of_kind_B))])
                    for name, of_kind_B in kinds.items()}  # fmt: skip
+        # liked beyond the distance, disliked short of it: what the loss asks for
+        metrics["rewards/accuracies"] = ((ratio_B > distance) == liked_B).float().mean()
         return loss, metrics | {"objective/kl": distance} | said.metrics()
 
     def _mean(self, values_B: torch.Tensor) -> torch.Tensor:

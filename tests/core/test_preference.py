@@ -242,6 +242,15 @@ def test_stages_learn(make_run: MakeRun, compared: Path, stage: str, tuner: str)
     assert (folder / "model" / "value_head.safetensors").exists() == (stage == "rm" and tuner == "tuner=full")
 
 
+def test_kto_tells_the_share_of_answers_on_the_right_side(make_run: MakeRun, compared: Path) -> None:
+    folder = make_run("right", *settings("kto", compared), "training.max_steps=20", "data.eval=[feedback.jsonl]",
+                      "data.train=[more.jsonl]", "training.batch_size=16", "training.warmup=0")  # fmt: skip
+    write_rows(compared / "more.jsonl", FEEDBACK * 2)
+    train(folder)
+    first, last = (of_type(folder, "eval")[at]["metrics"]["rewards/accuracies"] for at in (0, -1))
+    assert last == 1 and 0 <= first <= 1
+
+
 @pytest.mark.parametrize("stage", ["dpo", "kto"])
 def test_a_reference_asked_first_is_the_same(make_run: MakeRun, compared: Path, stage: str) -> None:
     given = [*settings(stage, compared), "training.max_steps=5", "optimizer.learning_rate=0.003"]

@@ -11,6 +11,7 @@ from core import config, queue, runs, sweep
 from core.errors import InputError
 from core.events import Writer
 from core.files import write_json
+from tests.conftest import write_rows
 
 
 @pytest.fixture
@@ -142,3 +143,56 @@ def test_runs_that_learn_from_rewards_are_ranked_by_them(paused: Path, base: dic
     assert [row.number for row in rows] == [2, 1, 3] and {row.measure for row in rows} == {"rewards/mean"}
     assert [row.best for row in rows] == [pytest.approx(0.8 * 0.1 + 0.2 * 0.6), pytest.approx(0.1), None]
     assert sweep.judged(runs.look(folders[1])).bins[-1][1] == 0.6
+
+
+@pytest.fixture
+def compared(tmp_path: Path, base: dict) -> dict:
+    """The base of runs that learn from comparisons, or from feedback."""
+    pairs = [{"prompt": "a", "chosen": "b", "rejected": "c"}] * 20
+    write_rows(tmp_path / "pairs.jsonl", pairs)
+    write_rows(tmp_path / "liked.jsonl", [{"prompt": "a", "completion": "b", "label": i > 9} for i in range(20)])
+    return base | {"data": {"folder": str(tmp_path), "train": ["pairs.jsonl"]}}
+
+
+def write_evals(folder: Path, *told: tuple[float, float]) -> Writer:
+    """Tell (loss, accuracy) on held-out rows, once a step."""
+    writer = Writer(folder)
+    for step, (loss, right) in enumerate(told, start=1):
+        metrics = {"rewards/accuracies": right}
+        writer.write("step", step=step, total=len(told), loss=loss, metrics={"rewards/accuracies": 1 - right})
+        writer.write("eval", step=step, set="", loss=loss, metrics=metrics, seconds=0.1)
+    queue.drop(folder)
+    return writer
+
+
+@pytest.mark.parametrize(("given", "layer"), [
+    (("stage.loss", "sigmoid,ipo,hinge,bco_pair"), {"stage": {"kind": "dpo"}}),
+    (("stage", "dpo,orpo,simpo,rm"), {}),
+    (("stage.beta", "0.1,0.2,0.3,0.4"), {"stage": {"kind": "kto"}, "data": {"train": ["liked.jsonl"]}}),
+])  # fmt: skip
+def test_runs_that_learn_preferences_are_ranked_by_what_they_get_right(
+    paused: Path, compared: dict, given: tuple[str, str], layer: dict
+) -> None:
+    """Their losses are of another make each, so the lowest says nothing; among equals it does."""
+    folders = sweep.make(sweep.cells(sweep.axes([given]), compared, layer), paused)
+    write_evals(folders[0], (0.6, 0.8), (0.1, 0.6))
+    write_evals(folders[1], (30.0, 0.5), (20.0, 0.9))
+    best_taken = write_evals(folders[2], (0.4, 0.7), (0.5, 1.0))
+    best_taken.write("saved", what="adapter", path="adapter", step=1)
+    best_taken.write("saved", what="checkpoint", path="checkpoint-2", step=2)
+    write_evals(folders[3], (0.5, 0.2), (0.3, 0.6))
+    rows = sweep.ranked(sweep.row(runs.look(folder)) for folder in folders)
+    assert [(row.number, row.best) for row in rows] == [(2, 0.9), (3, 0.7), (1, 0.6), (4, 0.6)]
+    assert {row.measure for row in rows} == {"eval rewards/accuracies"}
+    assert [mean for _, mean, _, _ in sweep.judged(runs.look(folders[1])).bins] == [0.5, 0.9]
+
+
+def test_where_no_rows_are_held_out_those_that_learn_are_ranked_by(paused: Path, compared: dict) -> None:
+    layer = {"stage": {"kind": "dpo"}, "data": {"eval_share": 0}}
+    folders = sweep.make(sweep.cells(sweep.axes([("stage.beta", "0.1,0.5")]), compared, layer), paused)
+    for folder, right in zip(folders, (0.5, 0.75), strict=True):
+        Writer(folder).write("step", step=1, total=1, loss=right, metrics={"rewards/accuracies": right})
+    rows = sweep.ranked(sweep.row(runs.look(folder)) for folder in folders)
+    assert [(row.number, row.best, row.measure) for row in rows] == [
+        (2, 0.75, "rewards/accuracies"), (1, 0.5, "rewards/accuracies"),
+    ]  # fmt: skip
