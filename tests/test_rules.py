@@ -11,6 +11,7 @@ import pytest
 
 from app.i18n import LANGUAGES, english, table
 from core.messages import MESSAGES
+from core.schema import variants
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(path for room in ("app", "core") for path in (ROOT / room).rglob("*.py"))
@@ -179,6 +180,12 @@ def test_readme_draws_the_tree_as_it_is():
         assert f"{room}/" in readme
     rooms = [path.name for path in (ROOT / "core").iterdir() if path.is_dir() and path.name != "__pycache__"]
     assert [room for room in rooms if f"{room}/" not in readme] == []
+
+
+def test_it_is_told_which_stages_learn_from_comparisons_and_praise():
+    told = (ROOT / "docs" / "your-data.md").read_text(encoding="utf-8")
+    paired = [kind for kind, stage in variants("core.stages").items() if stage.wanted[0] in ("ranking", "feedback")]
+    assert [kind for kind in paired if f"`{kind}`" not in told] == [] and len(paired) == 6
 
 
 def test_contributing_is_short():
