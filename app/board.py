@@ -113,7 +113,9 @@ def _wire(
         badge_update = gr.skip() if told == before[0] else told
         return [badge_update, gr.skip() if same else choices(name, lang), (told, status, lang), pace]
 
-    blocks.load(arrive, chosen, [page.run, page.language, tongue, *translated], **TELLING)
+    landed = blocks.load(arrive, chosen, [page.run, page.language, tongue, *translated], **TELLING)
+    for follow in page.landing:
+        follow(landed)
     tongue.input(switch, tongue, [page.language, chosen, *translated], **TELLING)
     tongue.change(None, tongue, None, js=TO_PAGE)
     picker.input(lambda name: name if isinstance(name, str) else "", picker, page.run, **TELLING)

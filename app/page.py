@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, TypeVar
 
 import gradio as gr
 from gradio.blocks import Block
+from gradio.events import Dependency
 
 from app.i18n import message, tr
 from app.watch import Watch
@@ -43,6 +45,8 @@ class Page:
     allowed: tuple[Path, ...] = ()
     """Folders outside the workspace that may be read, too."""
     texts: list[tuple[Block, dict[str, str]]] = field(default_factory=list)
+    landing: list[Callable[[Dependency], None]] = field(default_factory=list)
+    """What follows the event with which the page has come up in its language."""
     watch: Watch = field(default_factory=Watch)
     """The views of the runs, read once for all who look."""
 

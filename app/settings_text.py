@@ -10,14 +10,21 @@ from typing import Any
 import gradio as gr
 import yaml
 from gradio.components import Component
-from pydantic import TypeAdapter, ValidationError
+from gradio.events import Dependency
 
 from app.form import Form
 from app.page import QUIET, Page
 from app.values import Values
 from core import config, yamls
-from core.errors import InputError, Problem
+from core.errors import InputError
 
+FOLLOW = """(told, written, shown) => {
+  if (window.landed) sessionStorage.setItem("tuneboard.KIND", told);
+  return (written || "") === (shown || "") ? [told, told] : [written, shown];
+}"""
+"""In the page, at once: an answer on its way while somebody writes must not take the place of what is written. The tab
+of the browser keeps the settings over a reload; until the kept ones are asked for, those are not written over."""
+KEPT = """() => { window.landed = true; return [sessionStorage.getItem("tuneboard.KIND"), null]; }"""
 COMMANDS = {"train": "train", "evaluation": "evaluate"}
 
 
@@ -48,9 +55,14 @@ class SettingsText:
         fill = partial(self._load, form)
         state = [page.language, form.wrong, *form.inputs]
         form.settle(load.click(fill, [self.yaml, *state], form.outputs, **QUIET))
-        # In the page, at once: an answer on its way while somebody writes must not take the place of what is written.
-        follow = '(told, written, shown) => (written || "") === (shown || "") ? [told, told] : [written, shown]'
+        follow, kept = FOLLOW.replace("KIND", self.kind), KEPT.replace("KIND", self.kind)
         self.told.change(None, [self.told, self.yaml, self.shown], [self.yaml, self.shown], js=follow, **QUIET)
+
+        def restore(landed: Dependency) -> None:
+            again = partial(self._restore, form)
+            form.settle(landed.then(again, [self.told, page.language], form.outputs, js=kept, **QUIET))
+
+        page.landing.append(restore)
 
     def updates(self, form: Values, language: str, values: Sequence[Any], *, fill: bool, retell: bool) -> list[Any]:
         """Return one update for each of `outputs`; only what fills the form writes over what somebody has written."""
@@ -78,13 +90,25 @@ class SettingsText:
     def _load(self, form: Form, text: str, language: str, before: list[str], *values: Any) -> list[Any]:
         """Fill the form from a YAML text; where the text is wrong, say so and leave it and the fields as they are."""
         try:
-            checked = TypeAdapter(str).validate_python(text)
-            job = config.resolve(yamls.mapping(checked, "YAML"), job=form.kind)
-            if job.kind != form.kind:
-                raise InputError("config.job", "kind", given=job.kind, known=form.kind)
-            return form.updates(language, form.values(job), fill=True)
-        except ValidationError:
-            problems: Sequence[Problem] = [Problem("config.not_mapping", "", {"where": "YAML"})]
+            return form.updates(language, form.values(_job(form, text)), fill=True)
         except InputError as error:
-            problems = error.problems
-        return form.updates(language, values, problems=problems, before=before, unfold=True)
+            return form.updates(language, values, problems=error.problems, before=before, unfold=True)
+
+    def _restore(self, form: Form, kept: str | None, language: str) -> list[Any]:
+        """Fill the form with what it held before a reload; what is no settings any more is forgotten."""
+        try:
+            values = form.values(_job(form, kept))
+        except InputError:
+            values = list(form.first.values())
+        same = values == list(form.first.values())
+        return [gr.skip()] * len(form.outputs) if same else form.updates(language, values, fill=True)
+
+
+def _job(form: Form, text: Any) -> config.Job:
+    """Return the job of a form that a YAML text tells. Raises InputError where it tells none."""
+    if not isinstance(text, str):
+        raise InputError("config.not_mapping", where="YAML")
+    job = config.resolve(yamls.mapping(text, "YAML"), job=form.kind)
+    if job.kind != form.kind:
+        raise InputError("config.job", "kind", given=job.kind, known=form.kind)
+    return job

@@ -172,6 +172,7 @@ def test_wrong_yaml_leaves_the_fields_alone(tmp_path, text):
         page = make_page(tmp_path)
         panel = SettingsText(page, "train")
         form = Form(page, config.Run, followers=[panel])
+    assert panel._restore(form, text, "en") == [gr.skip()] * len(form.outputs)
     updates = panel._load(form, text, "en", [], *form.defaults())
     assert not any("value" in update for update in updates[: len(form.inputs)])
     assert updates[form.outputs.index(form.note)]["value"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from driver import Board, visitor
@@ -68,6 +70,27 @@ def test_a_mistake_is_told_at_its_field_and_nothing_is_lost(page: Page, board: B
     expect(page.locator("#f-train-model-path")).to_contain_text(told[:20], timeout=10_000)
     expect(page.locator("#f-train-name textarea, #f-train-name input")).to_have_value("../../x")
     assert list((board.workspace).glob("runs/*")) == []
+
+
+@pytest.mark.parametrize("spoken", ["English", "Русский"])
+def test_a_reload_keeps_the_form_and_forgets_what_is_no_settings(page: Page, spoken: str) -> None:
+    speak(page, spoken)
+    name = page.locator("#f-train-name textarea, #f-train-name input")
+    box = page.locator("#tb-train-yaml textarea")
+    page.locator("#tb-train-text button").first.click()
+    expect(box).to_have_value(re.compile("name: demo-lora"))
+    box.fill("name: draft\nstage: dpo\ntraining: {seed: 7}")
+    page.locator("#tb-train-load").click()
+    page.wait_for_function("(sessionStorage.getItem('tuneboard.train') || '').includes('kind: dpo')")
+    for _ in range(2):
+        page.reload()
+        expect(name).to_have_value("draft")
+        page.locator("#tb-train-text button").first.click()
+        expect(box).to_have_value(re.compile("kind: dpo.*seed: 7", re.DOTALL))
+    page.evaluate("sessionStorage.setItem('tuneboard.train', 'tuner: [')")
+    page.reload()
+    page.wait_for_function("window.landed")
+    expect(name).to_have_value("demo-lora")
 
 
 def test_dark_and_light(page: Page) -> None:
