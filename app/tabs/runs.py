@@ -16,6 +16,7 @@ from app.page import QUIET, TELLING, Page, warn
 from app.queue_panel import QueuePanel
 from app.sweep_panel import panel
 from core import queue, runs
+from core.config import Run
 from core.errors import InputError
 from core.runs import View
 
@@ -209,13 +210,12 @@ NUMBERS = ("time", "loss")
 def _row(page: Page, language: str, folder: Path, chosen: bool, order: list[Path]) -> str:
     place = f" {number(language, order.index(folder) + 1)}" if folder in order else ""
     with page.watch.view(folder) as view:
-        kind = _kind(folder, view)
         loss = show.last_loss(view)
         lone = thin(view.state.curves["smooth"], SPARK_POINTS)
         cells = [
             f'<td><button class="tb-link" data-run="{escape(view.name)}">{escape(view.name)}</button></td>',
             f"<td>{show.chip(language, view.status)}{_share(language, view) or place}</td>",
-            f"<td>{escape(tr(language, f'job.{kind}.label')) if kind else ABSENT}</td>",
+            f"<td>{escape(_kind(language, folder, view))}</td>",
             f"<td>{escape(show.when(language, view))}</td>",
             f'<td class="tb-number">{duration(language, show.seconds(view))}</td>',
             f'<td class="tb-number">{number(language, loss)}</td>',
@@ -230,11 +230,12 @@ def _share(language: str, view: View) -> str:
     return f" {number(language, int(100 * view.state.step / view.state.total))} %"
 
 
-def _kind(folder: Path, view: View) -> str:
-    """Return the kind of a job; "" for settings that this version can't read."""
-    if view.state.job:
-        return view.state.job
+def _kind(language: str, folder: Path, view: View) -> str:
+    """Return what a job does, a training by its stage; ABSENT for settings that this version can't read."""
+    kind = view.state.job
     try:
-        return jobs.settings(folder).kind
+        job = jobs.settings(folder)
     except (InputError, OSError):
-        return ""
+        return tr(language, f"job.{kind}.label") if kind else ABSENT
+    label = tr(language, f"job.{job.kind}.label")
+    return f"{label} · {tr(language, f'choice.stage.{job.stage.kind}.label')}" if isinstance(job, Run) else label

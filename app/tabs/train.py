@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.components import Component
 
 from app import jobs
 from app.form import Form
@@ -17,6 +18,7 @@ from app.live import Live
 from app.page import QUIET, TELLING, Page, warn
 from app.settings_text import SettingsText
 from app.sweeper import Sweeper
+from app.values import Values
 from app.verdict import Verdict
 from core import config, runs
 from core.errors import InputError
@@ -44,12 +46,10 @@ ONCE_SECONDS = 2.0
 def build(page: Page, tab: gr.Tab) -> None:
     with gr.Row(elem_classes=["tb-workbench"]):
         with gr.Column(elem_classes=["tb-form"], elem_id="tb-form"):
-            names = [(recipes()[name].label, name) for name in recipes()]
-            picker = gr.Dropdown(names, value=FIRST, elem_id="tb-recipe", filterable=False)
-            page.say(picker, label="ui.train.recipe", info="ui.train.recipe_help")
+            starts = _Recipes(page)
             verdict, text = Verdict(page.workspace), SettingsText(page, KEY)
             begin = config.resolve(recipe(FIRST).layer)
-            form = Form(page, config.Run, cards=CARDS, begin=begin, followers=(verdict, text))
+            form = Form(page, config.Run, cards=CARDS, begin=begin, followers=(verdict, text, starts))
             verdict.lay_out(page, form)
             with gr.Row(elem_classes=["tb-actions", "tb-start-row"]):
                 start = page.say(gr.Button(variant="primary", elem_id="tb-start"), value="ui.train.start")
@@ -59,7 +59,7 @@ def build(page: Page, tab: gr.Tab) -> None:
             text.lay_out(page, form)
         Live(page)
     last = gr.State((0.0, {}))
-    handlers = _Handlers(page, form)
+    handlers, picker = _Handlers(page, form), starts.picker
     state, outputs = [last, page.language, form.wrong], [page.run, last, *form.outputs]
     for button, begin_ in ((start, jobs.start), (wait, jobs.enqueue)):
         click = partial(handlers.start, begin_)
@@ -73,6 +73,20 @@ def build(page: Page, tab: gr.Tab) -> None:
     form.settle(page.clone.change(handlers.clone, [page.clone, page.language], shown, **QUIET))
     form.settle(page.data.change(handlers.take, [page.data, page.language, *form.inputs], shown, **QUIET))
     page.language.change(handlers.name_recipes, page.language, picker, **QUIET)
+
+
+class _Recipes:
+    """What the form can be begun with; a follower of it, for what is filled in from elsewhere is no recipe."""
+
+    def __init__(self, page: Page) -> None:
+        names = [(recipes()[name].label, name) for name in recipes()]
+        self.picker = gr.Dropdown(names, value=FIRST, elem_id="tb-recipe", filterable=False)
+        page.say(self.picker, label="ui.train.recipe", info="ui.train.recipe_help")
+        self.outputs: list[Component] = [self.picker]
+
+    def updates(self, form: Values, language: str, values: Sequence[Any], *, fill: bool, retell: bool) -> list[Any]:
+        """Return one update for each of `outputs`."""
+        return [gr.update(value=None) if fill else gr.skip()]
 
 
 class _Handlers:
@@ -120,16 +134,21 @@ class _Handlers:
         return [gr.skip(), first, (now, list(given)), *clear]
 
     def fill(self, name: str, language: str, *values: Any) -> list[Any]:
-        """Fill the form with a recipe; one that names its run is complete, any other keeps model and data."""
+        """Fill the form with a recipe; one that names its run is complete, any other keeps model and data.
+
+        A run is called after its recipe until somebody gives it a name.
+        """
         layer, form = recipe(name).layer, self.form
         given = dict(zip((s.path for s in form.settings), values, strict=True))
-        chosen = [path for path in KEPT if given["data.folder"] != DEMO_DATA or path not in SETS]
-        kept = {} if "name" in layer else config.nest({path: given[path] for path in chosen})
+        left = set(SETS) if given["data.folder"] == DEMO_DATA else set[str]()
+        if given["name"] in (form.first["name"], *recipes()):
+            left.add("name")
+        kept = {} if "name" in layer else config.nest({path: given[path] for path in KEPT if path not in left})
         try:
-            job = config.resolve(kept, layer)
+            job = config.resolve({"name": name}, kept, layer)
         except InputError:
-            job = config.resolve(layer)  # what is typed may not be right yet; the recipe counts
-        return form.updates(language, form.values(job), fill=True)
+            job = config.resolve({"name": name}, layer)  # what is typed may not be right yet; the recipe counts
+        return [*form.updates(language, form.values(job), fill=True)[:-1], gr.skip()]  # the recipe stays chosen
 
     def clone(self, wish: tuple[str, int], language: str) -> list[Any]:
         """Fill the form with the settings of a run and show it."""

@@ -17,7 +17,7 @@ from app.live import Live, Seen
 from app.page import Page
 from app.queue_panel import QueuePanel
 from app.show import CONTROL, head, log_tail
-from app.tabs.runs import _Listing
+from app.tabs.runs import _Listing, _table
 from core import config, runs
 from core.errors import InputError
 from core.events import Writer
@@ -191,6 +191,13 @@ def test_what_only_judges_is_offered_for_an_export_alone(live, tmp_path):
         offered = [shown[id(button)]["visible"] for button in (live.chat, live.evaluate, live.export)]
         assert offered == [name == "pupil", name == "pupil", True]
         assert [wished(live.page, name, kind) for kind in ("serving", "export")] == ["pupil", name]
+
+
+def test_the_table_of_runs_tells_the_stage_of_a_training(live, tmp_path):
+    runs.create(config.resolve({"name": "compared", "stage": "dpo"}), tmp_path)
+    runs.create(config.resolve({"kind": "export", "name": "sent", "source": "compared"}), tmp_path)
+    told = _table(live.page, "ru", runs.listed(tmp_path), "")
+    assert "<td>Обучение · DPO</td>" in told and "<td>Экспорт</td>" in told
 
 
 def test_a_tick_sends_only_what_is_new(live, tmp_path):

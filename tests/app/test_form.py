@@ -14,6 +14,7 @@ from app.form import Form
 from app.jobtab import _base
 from app.page import Page
 from app.settings_text import SettingsText
+from app.tabs.train import _Handlers, _Recipes
 from app.verdict import Verdict
 from core import config, runs
 from core.errors import InputError
@@ -142,6 +143,20 @@ def test_taking_a_change_off_sets_it_back(form):
     updates = form._kept("en", ["name"], *values)
     given = dict(zip((s.path for s in form.settings), updates, strict=False))
     assert given["training.seed"]["value"] == 42 and given["name"]["value"] == "mine"
+
+
+def test_a_recipe_names_the_run_until_somebody_does_and_stays_chosen_until_the_form_is_filled(tmp_path):
+    with gr.Blocks():
+        page = make_page(tmp_path)
+        starts = _Recipes(page)
+        form = Form(page, config.Run, begin=config.resolve(recipes()["demo"].layer), followers=[starts])
+    handlers, shown = _Handlers(page, form), form.outputs.index(starts.picker)
+    for before, after in (("demo-lora", "dpo"), ("sft", "sft"), ("orpo", "dpo"), ("../x", "dpo")):
+        updates = handlers.fill("dpo", "en", *edited(form, name=before))
+        assert dict(zip((s.path for s in form.settings), updates, strict=False))["name"]["value"] == after
+        assert updates[shown] == gr.skip()
+    assert form.updates("en", form.defaults(), fill=True)[shown]["value"] is None
+    assert form.updates("en", form.defaults())[shown] == gr.skip()
 
 
 def test_yaml_there_and_back(tmp_path):
