@@ -133,4 +133,6 @@ def label(language: str, key: str) -> str:
 
 
 def figure(language: str, value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
     return number(language, value) if is_number(value) else str(value)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from html import escape
-from typing import Any, get_origin
+from typing import Any
 
 import gradio as gr
+import yaml
 
 from app.fields import said
 from app.form import Form
@@ -75,7 +76,8 @@ class Sweeper:
             return ["" if unfinished else self.problems(language, error.problems), off]
         counts = [len(values) for values in axes.values()]
         n = math.prod(counts)
-        told = tr(language, "ui.sweep.told", n=n, product=" × ".join(number(language, count) for count in counts))
+        product = " × ".join(number(language, count) for count in counts)
+        told = tr(language, "ui.sweep.told" if len(counts) > 1 else "ui.sweep.runs", n=n, product=product)
         label = tr(language, "ui.sweep.add", n=n)
         return [f'<p role="status">{escape(told)}</p>', gr.update(value=label, interactive=True)]
 
@@ -127,11 +129,14 @@ class Sweeper:
         if setting is None:
             return gr.update(value="")
         value = self.form.read(values)[setting.path]
+        if isinstance(value, list):  # a list stands in brackets, as in YAML
+            text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000)
+            return gr.update(value=text.strip())
         return gr.update(value="" if value is None else str(value).lower() if isinstance(value, bool) else str(value))
 
 
 def _sweepable(setting: Setting) -> bool:
-    return setting.path != "name" and get_origin(setting.info.annotation) is not list
+    return setting.path != "name"
 
 
 def _choice(language: str, setting: Setting) -> tuple[str, str]:

@@ -54,6 +54,23 @@ def test_the_number_of_runs_is_told_before_the_press(sweeper: Sweeper, language:
     assert told in html and label in button["value"] and button["interactive"]
 
 
+@pytest.mark.parametrize(("language", "told"), [("en", "2 runs"), ("ru", "2 запуска"), ("zh", "2 个运行")])
+def test_of_one_setting_there_is_no_product(sweeper: Sweeper, language: str, told: str) -> None:
+    html, _ = sweeper.tell(language, *grid((RANK, "4, 8")), *sweeper.form.defaults())
+    assert html == f'<p role="status">{told}</p>'
+
+
+def test_a_setting_that_is_a_list_is_swept_in_brackets(sweeper: Sweeper, page: Page) -> None:
+    values = sweeper.form.defaults()
+    assert "data.train" in dict((path, label) for label, path in sweeper._offer("en", None, *values)["choices"])
+    assert sweeper._begin("data.train", *values)["value"] == "[orders_train]"
+    sets = [["orders_train"], ["orders_train", "stories"]]
+    sweeper.start(grid(("data.train", "[orders_train], [orders_train, stories]")), values)
+    made = [runs.settings(folder) for folder in runs.waiting(page.workspace)]
+    assert [job.data.train for job in made if isinstance(job, config.Run)] == sets
+    assert values_told("en", {"data.train": sets[1]}) == "Training sets orders_train, stories"
+
+
 def test_half_a_grid_is_no_error_yet_and_a_wrong_one_is(sweeper: Sweeper) -> None:
     for half in (grid(), grid((RATE, ""))):
         html, button = sweeper.tell("en", *half, *sweeper.form.defaults())
@@ -67,7 +84,7 @@ def test_half_a_grid_is_no_error_yet_and_a_wrong_one_is(sweeper: Sweeper) -> Non
 def test_settings_are_offered_by_label_where_they_count(sweeper: Sweeper) -> None:
     values = sweeper.form.defaults()
     offered = dict((path, label) for label, path in sweeper._offer("ru", None, *values)["choices"])
-    assert offered[RANK].startswith("Ранг · ") and "name" not in offered and "data.train" not in offered
+    assert offered[RANK].startswith("Ранг · ") and "name" not in offered
     assert "tuner.oft.rank" not in offered and not any(path.startswith("tuner.oft") for path in offered)
     assert sweeper._begin(RANK, *values)["value"] == str(sweeper.form.read(values)[RANK])
 
