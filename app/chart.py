@@ -17,6 +17,8 @@ from core.series import Series
 Bins = list[list[float]]
 SIDE = 1000
 """Width and height of the drawing in its own units."""
+END = 930
+"""From here on a number below the plot would not fit in beside its middle."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def chart(language: str, title: str, curves: Sequence[Curve]) -> str:
     across, up = ticks(x0, x1, 6, whole=True), ticks(y0, y1, 4)
     grid = "".join(f'<path class="grid" d="M0,{_y(value, y0, y1)}H{SIDE}"/>' for value in up)
     left = "".join(f'<span style="top:{_y(v, y0, y1) / 10:g}%">{number(language, _tidy(v))}</span>' for v in up)
-    below = "".join(f'<span style="left:{_x(v, x0, x1) / 10:g}%">{number(language, int(v))}</span>' for v in across)
+    below = "".join(_below(language, _x(v, x0, x1), v) for v in across)
     legend = "".join(f'<span class="tb-key {c.style}"><i></i>{escape(c.label)}</span>' for c in drawn)
     said = summary(language, title, drawn)
     return (
@@ -73,6 +75,12 @@ def chart(language: str, title: str, curves: Sequence[Curve]) -> str:
         f"{_svg(said, grid + paths, (x0, x1, y0, y1))}"
         f'<div class="tb-across" aria-hidden="true">{below}</div></figure>'
     )
+
+
+def _below(language: str, x: float, value: float) -> str:
+    """Return the number below the plot; near its end the number ends there, else it would stand out of the page."""
+    last = " class=tb-end" if x > END else ""
+    return f'<span{last} style="left:{x / 10:g}%">{number(language, int(value))}</span>'
 
 
 def small(language: str, label: str, value: str, bins: Bins) -> str:

@@ -26,6 +26,13 @@ def test_steps_have_whole_ticks():
     assert ticks(1, 3, 6, whole=True) == [1, 2, 3]
 
 
+def test_a_number_at_the_end_of_the_axis_does_not_stand_out():
+    told = re.findall(
+        r"<span([^>]*)>([^<]*)</span>", chart("en", "Loss", [Curve("c", "x", [[0, 1, 1, 1], [10_000, 2, 2, 2]])])
+    )
+    assert [text for attributes, text in told if "tb-end" in attributes] == ["10,000"]
+
+
 @pytest.mark.parametrize("count", [1, 2, 255, 256, 257, 5000])
 def test_thin_keeps_the_last_point_and_the_extremes(count):
     made = series(count)
