@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from app.jobs import tuned_runs
+from app.jobs import trained, tuned_runs
 from core import templates
 from core.data.describe import sets
 from core.errors import InputError
@@ -31,7 +31,14 @@ def offers(pick: str, workspace: Path, allowed: tuple[Path, ...] = (), folder: s
         return templates.names()
     if pick == "tuned":
         return tuned_runs(workspace)[:MOST]
+    if pick == "judge":
+        return [name for name in tuned_runs(workspace) if _judges(workspace / "runs" / name)][:MOST]
     return []
+
+
+def _judges(folder: Path) -> bool:
+    run = trained(folder)
+    return run is not None and run.stage.kind == "rm"
 
 
 def _sets(folder: str, workspace: Path, allowed: tuple[Path, ...]) -> list[str]:

@@ -100,7 +100,7 @@ class Values:
 
     def outside(self, setting: Setting, value: Any) -> tuple[Problem, ...]:
         """Return what is wrong with the paths in a field: they lead out of the workspace, or to nothing."""
-        if setting.pick not in ("model", "data", "folder", "tuned"):
+        if setting.pick not in ("model", "data", "folder", "tuned", "judge"):
             return ()
         for path in value if isinstance(value, list) else [value]:
             if not isinstance(path, str) or not path:

@@ -32,7 +32,7 @@ class Reward(Spec):
     length: int = knob(0, ge=0, le=32_768)
     """Wanted length
     In tokens, with the end token. An answer of this length is worth 1; one twice as long 0."""
-    judge: str = knob("", max_length=1024, pick="tuned")
+    judge: str = knob("", max_length=1024, pick="judge")
     """Reward model
     The run of stage “reward model” that judges, or its folder. An adapter shares the base with what learns."""
 
