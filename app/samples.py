@@ -1,4 +1,4 @@
-"""What the model of a training run answers to held-out questions, as HTML: the newest answer to each."""
+"""What the model of a training run answers, as HTML: the newest answer to each held-out question, or what it drew."""
 
 from __future__ import annotations
 
@@ -20,14 +20,20 @@ def samples(language: str, view: View) -> str:
     """Return a table of questions, right answers and the model's own; "" where nothing was asked."""
     if not newest(view):
         return ""
-    latest = {sample["index"]: sample for sample in view.state.samples}
-    step = number(language, view.state.samples[-1]["step"])
+    last = view.state.samples[-1]
+    drawn = "reward" in last  # each time to other questions
+    latest = {s["index"]: s for s in view.state.samples if not drawn or s["step"] == last["step"]}
+    step = number(language, last["step"])
     labels = [escape(tr(language, f"ui.evaluate.{key}")) for key in COLUMNS]
     labels.append(escape(tr(language, "ui.live.answer", step=step)))
+    if drawn:
+        labels.append(escape(tr(language, "ui.metric.rewards_mean")))
     head = "".join(f"<th>{label}</th>" for label in ["#", *labels])
     body = ""
     for index, sample in sorted(latest.items()):
-        texts = (sample["prompt"], sample["reference"], sample["answer"])
+        texts = [sample["prompt"], sample["reference"], sample["answer"]]
+        if drawn:
+            texts.append(number(language, sample["reward"]))
         named = zip(labels, texts, strict=True)
         cells = "".join(f'<td data-label="{label}">{_text(text)}</td>' for label, text in named)
         body += f"<tr><td>{index + 1}</td>{cells}</tr>"

@@ -30,7 +30,8 @@ class Watching(Spec):
     others."""
     samples: int = knob(0, ge=0, le=32)
     """Samples
-    How many held-out questions the model answers at each evaluation, for you to read. 0 turns it off."""
+    How many held-out questions the model answers at each evaluation, for you to read. Of stages that draw answers
+    themselves, as many of these are shown as often. 0 turns it off."""
     sample_tokens: int = knob(64, ge=1, le=4096, expert=True)
     """Longest sample
     Tokens of a sampled answer. Long ones take time at each evaluation."""
@@ -47,7 +48,7 @@ class Watching(Spec):
             return None
         wishes = {
             "watching.at_start": self.at_start, "watching.patience": self.patience, "watching.best": self.best,
-            "watching.samples": self.samples,
+            "watching.samples": self.samples and not stage.draws,
         }  # fmt: skip
         code: LiteralString = "watching.drawn" if stage.draws else "watching.no_rows"
         return next(((code, place) for place, wish in wishes.items() if wish), None)

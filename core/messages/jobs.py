@@ -37,7 +37,7 @@ JOBS: dict[str, str] = {
     "config.union_tag_invalid": "There is no “{tag}” here. Choose one of: {expected_tags}.",
     "config.union_tag_not_found": "Say which kind is meant: kind: NAME.",
     "watching.no_rows": "No rows are held out, so there is nothing to evaluate on. Name an evaluation set (data.eval), or hold out a share (data.eval_share).",
-    "watching.drawn": "This stage learns from answers that it draws itself and is measured by their rewards: no rows are held out for this. Turn it off; rewards and answers are among the curves.",
+    "watching.drawn": "This stage learns from answers that it draws itself and is measured by their rewards: no rows are held out for this. Turn it off; rewards are among the curves, and answers are shown with watching.samples.",
     "watching.no_answers": "This stage does not teach answers, so there is nothing to sample. Set the samples to 0.",
     "watching.stopped": "For {count} evaluations in a row the loss on held-out rows was not lower, so the run ended at step {end}. It was lowest, {loss}, at step {step}. Raise the patience to go on longer.",
     "watching.best_taken": "What is saved is the model of step {step}, whose loss on held-out rows was the lowest ({loss}), not that of step {end}. Turn “Save the best” off to save the last.",

@@ -36,7 +36,7 @@ from core.training.ordered import Ordered
 from core.training.policy import Experience, chosen
 from core.training.preference import without_adapter
 from core.training.running import Running
-from core.training.samples import answering
+from core.training.samples import Drawn, answering
 
 STATE = "policy.json"
 
@@ -82,6 +82,7 @@ class Exploring(Ordered):
     """Ordered, for a Policy."""
 
     objective: Policy
+    drawn: Drawn | None = None
 
     def __init__(self, *, rows: Flat | Padder, halt: Halt, **given: Any) -> None:
         super().__init__(**given)
@@ -133,6 +134,8 @@ class Exploring(Ordered):
                 seen.scores_B = own.running.scaled(scores_B)
             policy.credit(seen, own.kl_weight, own.gamma, own.lam, self.team)
         self._tell(seen, scores_B, answers, ended)
+        if self.drawn:
+            self.drawn.show(self, rows[:: own.group], asked["answer"], scores_B[:: own.group].tolist())
         return seen
 
     def _draw(self, model: Any, prompts: Sequence[list[int]]) -> tuple[list[list[int]], list[bool]]:

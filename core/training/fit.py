@@ -39,7 +39,7 @@ from core.training.objective import Objective
 from core.training.ordered import Ordered
 from core.training.preference import AgainstReference
 from core.training.reference import ask
-from core.training.samples import Samples
+from core.training.samples import Drawn, Samples
 from core.training.shared import ExploringTogether, Shared
 from core.training.stall import Watchdog
 from core.training.watch import Watch
@@ -235,7 +235,14 @@ def _arrange(run: Run, trainer: Ordered, model: PreTrainedModel) -> None:
 def _sample(
     run: Run, context: Context, trainer: Ordered, lessons: Lessons, tokenizer: PreTrainedTokenizerBase, watch: Watch
 ) -> None:
-    """Let the model answer some rows of the first evaluation set after each evaluation, if wanted."""
+    """Let the model answer some rows of the first evaluation set after each evaluation, if wanted.
+
+    What a stage draws by itself is shown instead.
+    """
+    if isinstance(trainer, Exploring):
+        if run.watching.samples and context.team.rank == 0:
+            trainer.drawn = Drawn(run.watching, context, tokenizer)
+        return
     if not lessons.eval and (run.watching.samples or run.watching.patience or run.watching.best):
         raise InputError("watching.no_rows", "data.eval_share")
     if run.watching.samples:

@@ -1,8 +1,8 @@
-"""Answers of the model while it learns: some held-out questions, asked at each evaluation, for people to read."""
+"""Answers of the model while it learns, for people to read: to some held-out questions, asked at each evaluation."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -49,22 +49,43 @@ class Samples:
                 part = slice(first, first + batch)
                 prompts = [prompt_T[-(limit - tokens) :].tolist() for prompt_T, _ in pairs[part]]
                 ids_B_T = draw(model, prompts, settings, self.context.stop, beside=self._beside(self.rows[part]))
-                answers = self._texts(ids_B_T)
+                answers = texts(self.tokenizer, ids_B_T)
                 if self.context.stop.is_set():
                     return  # the last answers were broken off
-                asked = zip(*(self._texts(side) for side in zip(*pairs[part], strict=True)), answers, strict=True)
+                sides = (texts(self.tokenizer, side) for side in zip(*pairs[part], strict=True))
+                asked = zip(*sides, answers, strict=True)
                 for index, (prompt, reference, answer) in enumerate(asked, first):
                     self.context.events.write("sample", step=trainer.state.global_step, index=index, prompt=prompt,
                                               reference=reference, answer=answer)  # fmt: skip
-
-    def _texts(self, rows: Any) -> list[str]:
-        texts = self.tokenizer.batch_decode([row.tolist() for row in rows], skip_special_tokens=True)
-        return [text.strip() for text in texts]
 
     def _beside(self, rows: list[dict[str, Any]]) -> Any:
         """Return what gives the model the files of some rows; None where there are none."""
         album, media = self.album, [row.get("media", "") for row in rows]
         return (lambda starts, width: album.beside(media, starts, width)) if album and any(media) else None
+
+
+class Drawn:
+    """Answers that were drawn to learn from, each to a question of its own, shown as often as others are asked."""
+
+    def __init__(self, watching: Watching, context: Context, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.count, self.context, self.tokenizer = watching.samples, context, tokenizer
+
+    def show(self, trainer: Trainer, rows: Sequence[Any], wanted: Sequence[Any], scores: Sequence[float]) -> None:
+        """Write a sample event for some rows, which are questions with their answers, if it is time for it."""
+        step = trainer.state.global_step
+        if step % int(trainer.args.eval_steps or 1):
+            return
+        asked, drawn = zip(*(question(row["input_ids"], row["labels"]) for row in rows[: self.count]), strict=True)
+        sides = (texts(self.tokenizer, side) for side in (asked, wanted[: self.count], drawn))
+        for index, (prompt, reference, answer) in enumerate(zip(*sides, strict=True)):
+            self.context.events.write("sample", step=step, index=index, prompt=prompt, reference=reference,
+                                      answer=answer, reward=scores[index])  # fmt: skip
+
+
+def texts(tokenizer: PreTrainedTokenizerBase, rows: Iterable[Any]) -> list[str]:
+    """Return rows of tokens in words."""
+    said = tokenizer.batch_decode([list(map(int, row)) for row in rows], skip_special_tokens=True)
+    return [text.strip() for text in said]
 
 
 def question(ids_T: np.ndarray, labels_T: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

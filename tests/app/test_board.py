@@ -233,6 +233,15 @@ def test_samples_and_every_evaluation_set_are_shown(live, tmp_path):
     assert same[id(live.samples)] == gr.skip()
 
 
+def test_answers_that_were_drawn_are_shown_with_their_rewards(live, tmp_path):
+    events = Writer(make_run(tmp_path))
+    for step, answers in ((0, ["This.", "Old."]), (10, ["That."])):
+        for index, answer in enumerate(answers):
+            events.write("sample", step=step, index=index, prompt="What?", reference="That.", answer=answer, reward=0.5)
+    shown = dict(zip(map(id, live.outputs), live.tick("one", "en", Seen()), strict=True))[id(live.samples)]["value"]
+    assert "Reward" in shown and "0.5" in shown and "step 10" in shown and "Old." not in shown
+
+
 def test_a_run_that_went_away_leaves_the_page_alive(live, tmp_path):
     folder = make_run(tmp_path)
     seen = live.tick("one", "en", Seen())[-1]

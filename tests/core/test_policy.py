@@ -495,6 +495,22 @@ def test_rules_and_a_pattern_that_takes_too_long(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("stage", ["ppo", "grpo"])
+def test_what_is_drawn_is_shown_with_its_reward(make_run: MakeRun, bold: Path, stage: str) -> None:
+    """As often as others are evaluated, to as many questions as samples are wished, and without a trace."""
+    group = ["stage.group=2"] if stage == "grpo" else []
+    given = [f"stage={stage}", f"model.path={bold}", *GIVEN, *group, "training.batch_size=3", "training.max_steps=5",
+             "stage.reward.by=regex", "stage.reward.pattern=e"]  # fmt: skip
+    silent, folder = make_run("silent", *given), make_run("told", *given, "watching.samples=2", "training.eval_every=2")
+    train(silent)
+    train(folder)
+    told = of_type(folder, "sample")
+    assert [(e["step"], e["index"]) for e in told] == [(step, index) for step in (0, 2, 4) for index in (0, 1)]
+    assert all(e["reward"] == ("e" in e["answer"]) for e in told) and {e["reward"] for e in told} == {0, 1}
+    assert all(set(json.loads(e["reference"]).values()) <= set(e["prompt"].split()) for e in told), told
+    assert digest(folder / "adapter") == digest(silent / "adapter")
+
+
+@pytest.mark.parametrize("stage", ["ppo", "grpo"])
 def test_a_step_is_broken_off_while_it_draws_and_done_anew(make_run: MakeRun, stage: str) -> None:
     """Also where it is the first of an epoch, before which random numbers are used up."""
     given = [f"stage={stage}", *GIVEN, *LENGTH, "training.batch_size=2", "data.max_rows=4", "training.max_steps=4",
