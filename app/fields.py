@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args, get_origin
 import gradio as gr
 from gradio.components import Component
 
-from app.i18n import message, number, tr
+from app.i18n import find, message, number, tr
 from core.errors import Problem
 from core.schema import Setting, variants
 
@@ -41,7 +41,7 @@ def make(setting: Setting, job: str, value: Any = None) -> Component:
     if annotation is bool:
         return gr.Checkbox(**common, elem_classes=["tb-wide"])
     if get_origin(annotation) is Literal:
-        return gr.Dropdown(choices=list(get_args(annotation)), filterable=False, **common)
+        return gr.Dropdown(filterable=False, **common)
     if get_origin(annotation) is list:
         known = list(get_args(get_args(annotation)[0])) or value  # of a list of literals all that there are
         return gr.Dropdown(known, multiselect=True, allow_custom_value=True, **common, elem_classes=["tb-wide"])
@@ -57,7 +57,7 @@ def make(setting: Setting, job: str, value: Any = None) -> Component:
 
 
 def texts(language: str, setting: Setting, problem: Problem | None = None) -> dict[str, Any]:
-    """Return label, info and (for a choice) the names of the kinds; a problem stands in front of the help."""
+    """Return label, info and (for a choice) the names of what there is; a problem stands in front of the help."""
     info = f"{_text(tr(language, f'field.{setting.path}.help'))} `{setting.key}`"
     if problem:
         info = f"**{_text(said(language, problem))}**\n{info}"
@@ -65,7 +65,20 @@ def texts(language: str, setting: Setting, problem: Problem | None = None) -> di
     if setting.union:
         kinds = sorted(variants(setting.union.package), key=lambda kind: kind != setting.default)  # the usual one first
         found["choices"] = [(tr(language, f"choice.{setting.path}.{kind}.label"), kind) for kind in kinds]
+    elif get_origin(setting.info.annotation) is Literal:
+        found["choices"] = [(_choice(language, value), value) for value in get_args(setting.info.annotation)]
     return found
+
+
+def _choice(language: str, value: Any) -> str:
+    """Return a value in words, with itself, as YAML and the help call it."""
+    word = _word(language, value)
+    return word if word == str(value) else f"{word} ({value})"
+
+
+def _word(language: str, value: Any) -> str:
+    """Return a value in words; a technical name has none but itself."""
+    return find(language, f"ui.value.{value}", None) or str(value)
 
 
 def _text(text: str) -> str:
@@ -97,6 +110,8 @@ def brief(language: str, setting: Setting, value: Any) -> str:
         return ", ".join(map(str, value[:3])) + ("…" if len(value) > 3 else "")
     if isinstance(value, bool) or value in (None, "", 0):
         return ""
+    if get_origin(setting.info.annotation) is Literal:
+        return _word(language, value)
     if isinstance(value, int | float):
         return f"{tr(language, f'field.{setting.path}.label')} {number(language, value)}"
     return str(value).rstrip("/").rpartition("/")[2] if setting.pick in ("model",) else str(value)

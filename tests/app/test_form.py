@@ -3,14 +3,16 @@
 import shutil
 import sys
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import pytest
 
 from app.lean import gr  # isort: skip
 from app.cli_doctor import foresee
 from app.cli_speak import Answer
-from app.fields import element_id
+from app.fields import brief, element_id, make, texts
 from app.form import Form
+from app.i18n import table
 from app.jobtab import _base
 from app.page import Page
 from app.settings_text import SettingsText
@@ -57,6 +59,23 @@ def test_every_setting_has_a_field(kind, tmp_path):
     assert {s.path for s in config.known_settings(config.JOBS[kind])} == set(form.fields)
     ids = [field.elem_id for field in form.fields.values()]
     assert len(set(ids)) == len(ids) and element_id(kind, "name") in ids
+
+
+def test_choices_are_told_in_the_language_of_the_reader_with_the_word_that_yaml_has():
+    settings = {s.path: s for s in config.known_settings(config.Run)}
+    by, schedule = settings["stage.grpo.reward.by"], settings["training.schedule"]
+    assert texts("ru", by)["choices"][0] == ("точное совпадение (exact)", "exact")
+    assert texts("zh", schedule)["choices"][0] == ("余弦 (cosine)", "cosine")
+    assert texts("ru", by)["choices"][3] == ("json", "json") and texts("en", by)["choices"][0] == ("exact", "exact")
+    assert brief("ru", schedule, "cosine") == "по косинусу"
+    bits = settings["model.quantizer.hqq.bits"]
+    assert texts("ru", bits)["choices"][0] == ("8", 8) == make(bits, "train").choices[0]
+
+
+def test_every_word_of_a_choice_is_one_that_a_setting_has():
+    declared = [s.info.annotation for job in config.JOBS.values() for s in config.known_settings(job)]
+    known = {str(value) for kind in declared if get_origin(kind) is Literal for value in get_args(kind)}
+    assert set(table("en")["ui"]["value"]) - known == set()
 
 
 @pytest.mark.parametrize("kind", config.JOBS)
