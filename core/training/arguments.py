@@ -53,7 +53,7 @@ def arguments(
         per_device_train_batch_size=training.batch_size,
         per_device_eval_batch_size=training.batch_size,
         gradient_accumulation_steps=training.accumulation,
-        **_schedule(run),
+        lr_scheduler_type=_schedule(run),
         # the first step of a warm-up is one of 0: alone, it would learn nothing
         warmup_steps=math.ceil(total * training.warmup) if total > 1 else 0,
         max_grad_norm=training.clip,
@@ -84,13 +84,10 @@ def arguments(
     return made
 
 
-def _schedule(run: Run) -> dict[str, Any]:
+def _schedule(run: Run) -> str:
     """Return the schedule by the name that transformers has for it; what wants it constant warms up by itself."""
-    if run.training.schedule == "polynomial":  # which ends at 1e-7 by itself, and must begin above its end
-        ends = {"lr_end": min(1e-7, run.optimizer.learning_rate / 10)}
-        return {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": ends}
     warms = run.training.schedule == "constant" and "constant" not in run.optimizer.wants
-    return {"lr_scheduler_type": "constant_with_warmup" if warms else run.training.schedule}
+    return "constant_with_warmup" if warms else run.training.schedule
 
 
 def _on_cpus(run: Run, device: torch.device) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from core.errors import InputError
@@ -42,6 +43,22 @@ def apart(groups: Iterable[dict[str, Any]], model: PreTrainedModel, pace: Pace) 
             own = [weight for weight in group["params"] if paces[weight] == own_pace]
             found.append({**group, "params": own, "lr": group["lr"] * own_pace})
     return found
+
+
+def polynomial(optimizer: Any, given: TrainingArguments, total: int) -> LambdaLR:
+    """Return the schedule of transformers that ends at 1e-7, or at a tenth of a rate that is hardly above it.
+
+    transformers takes the rate from the defaults of an optimizer, which several do without, and DeepSpeed's altogether.
+    """
+    rate, warm = given.learning_rate, given.get_warmup_steps(total)
+    end = min(1e-7, rate / 10)
+
+    def factor(step: int) -> float:
+        if step < warm:
+            return step / warm
+        return ((rate - end) * (total - step) / max(total - warm, 1) + end) / rate
+
+    return LambdaLR(optimizer, factor)
 
 
 def gone(optimizer: Any) -> torch.Tensor | None:

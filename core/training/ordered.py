@@ -19,7 +19,7 @@ from core.models import value_head
 from core.models.precision import offloading
 from core.team import Team
 from core.training.measured import Measured
-from core.training.moving import Build, apart, check_alone, gone, groups, keep_types, nothing, settle
+from core.training.moving import Build, apart, check_alone, gone, groups, keep_types, nothing, polynomial, settle
 from core.training.objective import Objective
 
 
@@ -56,6 +56,11 @@ class Ordered(Measured):
         keep_types(optimizer)
         self.optimizer = optimizer
         return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        if self.args.lr_scheduler_type == "polynomial" and self.lr_scheduler is None:
+            self.lr_scheduler = polynomial(optimizer or self.optimizer, self.args, num_training_steps)
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def train(self, *given: Any, **named: Any) -> Any:
         done = super().train(*given, **named)

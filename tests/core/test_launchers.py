@@ -119,7 +119,7 @@ def test_two_processes_learn_as_one_and_go_on_where_they_stopped(make: Callable[
 
 
 ZERO: dict[str, list[str]] = {
-    "lora": ["tuner.plus_ratio=4", "launcher.zero=2"],
+    "lora": ["tuner.plus_ratio=4", "launcher.zero=2", "training.schedule=polynomial"],
     "full": ["tuner.kind=full", "optimizer.learning_rate=0.001", "launcher.zero=2", "launcher.offload=optimizer"],
     "zero3": ["tuner.kind=full", "optimizer.learning_rate=0.001", "launcher.zero=3"],
     "lora3": ["tuner.plus_ratio=4", "launcher.zero=3"],

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
+from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments, get_scheduler
 
 from core import config
 from core.config import Run
@@ -393,6 +393,26 @@ def test_several_processes_may_not_learn_apart(tmp_path: Path) -> None:
             assert (caught.value.code, caught.value.place) == ("optimizer.processes", "optimizer")
         else:
             check_alone(optimizer, 2)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant_with_warmup", "polynomial"])
+def test_every_schedule_goes_with_every_optimizer(schedule: str, tmp_path: Path) -> None:
+    """Beside the figures that transformers has for AdamW, of weights at two paces."""
+    for kind in KINDS.keys() - {"free"}:
+        run, model = run_of("tuner=full", *KINDS[kind]), model_of()
+        given = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, warmup_steps=2, lr_scheduler_type=schedule,
+                                  **run.optimizer.arguments())  # fmt: skip
+        trainer = Ordered(model=model, args=given, pace=lambda name: 1 + 3.0 * ("q_proj" in name),
+                          objective=NextToken())  # fmt: skip
+        trainer.build = run.optimizer.build
+        trainer.create_optimizer_and_scheduler(6)
+        theirs = get_scheduler(schedule, torch.optim.AdamW(model.parameters(), lr=RATE), 2, 6)
+        for _ in range(7):
+            (wanted,), rates = theirs.get_last_lr(), set(trainer.lr_scheduler.get_last_lr())
+            assert sorted(rates) == pytest.approx(sorted({wanted, 4 * wanted})), kind
+            for moved in (theirs, trainer.lr_scheduler):
+                moved.optimizer.step()
+                moved.step()
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
