@@ -23,7 +23,7 @@ PRESS = """element.addEventListener("click", (event) => {
 
 
 class QueuePanel:
-    """Shown while anything waits, or nothing may start."""
+    """Shown once there are runs: its rules last, whether or not anything waits."""
 
     def __init__(self, page: Page) -> None:
         self.page = page
@@ -53,7 +53,7 @@ class QueuePanel:
         """Return (what a browser is shown, to compare, an update for each of `outputs`)."""
         workspace = self.page.workspace
         order, rules, asleep = list(runs.waiting(workspace)), queue.rules(workspace), queue.asleep(workspace)
-        shown = bool(order) or rules.paused
+        shown = rules.paused or bool(runs.listed(workspace))
         html = self._html(language, order, rules, asleep) if shown else ""
         updates = [
             gr.update(visible=shown),

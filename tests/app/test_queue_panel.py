@@ -136,6 +136,9 @@ def test_the_panel_shows_the_order_and_changes_it(page: Page) -> None:
     assert "one failed" in board.look("en")[1][1]
     queue.drop(folders[0])
     queue._rule(page.workspace, paused=False)
+    assert board.look("en")[1][0]["visible"] and "0 runs wait" in board.look("en")[1][1]  # its rules last
+    for folder in folders:
+        runs.delete(folder)
     assert not board.look("en")[1][0]["visible"]
 
 

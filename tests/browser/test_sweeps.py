@@ -80,7 +80,7 @@ def finished(page: Page, board: Board) -> None:
     """Wait for the four, look at their table and curves, open one."""
     folders = sweep.members("grid", board.workspace)
     until(lambda: [runs.look(folder).status for folder in folders] == ["done"] * 4)
-    expect(page.locator("#tb-queue")).to_be_hidden()
+    expect(page.locator(".tb-queue-lines li")).to_have_count(0)
     told = page.locator("#tb-runs-sweep")
     expect(told.locator("tbody tr .tb-chip-done")).to_have_count(4)
     best = sweep.ranked(sweep.row(runs.look(folder)) for folder in folders)[0]
