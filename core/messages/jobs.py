@@ -161,6 +161,7 @@ JOBS: dict[str, str] = {
     # what the curves say
     "coach.overfits": "The loss on held-out rows rose {count} times in a row, from {low} at step {step} to {now}: the model begins to learn the rows by heart. Stop, train for fewer epochs, or save the best (watching.best).",
     "coach.spike": "The loss jumped to {now} at step {step}; {usual} was usual. If it does not come back, lower the learning rate or clip the gradient more.",
+    "coach.rises": "The loss has risen: {first} at the beginning, {now} lately (step {step}). Lower the learning rate, clip the gradient (training.clip) or warm up for longer.",
     "coach.explodes": "The gradient is far longer than before: {now} at step {step}, {usual} was usual. Lower the learning rate, clip the gradient (training.clip) or warm up for longer.",
     "coach.flat": "The loss has hardly changed: {first} at the beginning, {now} at step {step}. Raise the learning rate, or check that the rows have something to learn.",
     "coach.alike": "All answers earn the same reward ({reward} at step {step}), so nothing can be learned from them. Teach the task by examples first (SFT), draw more answers at a higher temperature, or choose a reward that tells better answers from worse ones.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from core.events import RunState
@@ -16,14 +16,21 @@ RISING = 3
 """Evaluations in a row, each with a higher loss, that mean learning by heart."""
 RECENT, LATEST = 20, 3
 """Points of a curve that say what is usual, and newest ones that are held against them."""
-SPIKE, SPREADS = 1.5, 6.0
-"""A loss is a spike above so many times the usual one, and so many spreads (median deviations) above it."""
+SPIKE, SPREADS, NOTABLE = 1.5, 6.0, 0.05
+"""A loss is a spike above so many times the usual one, so many spreads (median deviations) above it, and this share of
+the way between the highest and the lowest of the run."""
+WORSE, ABOVE = 1.25, 5.0
+"""A loss has risen if the recent points are all above the first, and their median is above so many times of it and so
+many spreads above it."""
 EXPLOSION = 10.0
-FLAT, FLAT_STEPS, FLAT_SHARE, QUARTER = 0.01, 40, 0.2, 64
-"""A loss is flat if it changed by less than this share after so many points and this share of the run; it is looked at
-in the first and the last quarter, of each so many points at most. A rise by less than the first share is none."""
+FLAT, SWING, FLAT_STEPS, FLAT_SHARE, QUARTER = 0.01, 0.1, 40, 0.2, 64
+"""A loss is flat if it changed by less than the first share, and by less than the second between, after so many points
+and this share of the run; it is looked at in the first and the last quarter, of each so many points at most. A rise by
+less than the first share is none."""
 FAR, LONGER = 10.0, 2.0
 """Nats between the policy and its reference, and the growth of answers, from which on a reward is doubted."""
+HASTE = ("coach.overfits", "coach.rises", "coach.spike", "coach.explodes", "coach.less_likely")
+"""Advice against learning too much or too fast, which none to learn faster goes with."""
 ALIKE = 5
 """Newest points in which all answers earned the same that make a reward useless."""
 
@@ -40,12 +47,19 @@ class Advice:
 def look(state: RunState, likelier: Sequence[str] = ()) -> list[Advice]:
     """Return what looks wrong now; likelier: the settings that keep better answers likely (Stage.likelier)."""
     told = [found for rule in RULES for found in rule(state)]
-    return [*told, *_less_likely(state, likelier)] if likelier else told
+    told += _less_likely(state, likelier) if likelier else ()
+    known = {found.code for found in told} | {warning["code"] for warning in state.warnings}
+    return [*told, *_flat(state)] if known.isdisjoint(HASTE) else told
 
 
 def values(state: RunState, name: str, part: slice = slice(None)) -> list[float]:
     """Return the means of some bins of a curve."""
     return [mean for _, mean, *_ in state.curves[name].bins[part]] if name in state.curves else []
+
+
+def _losses(state: RunState) -> list[float]:
+    """Return the losses; none where a reward is learned from: there they tell nothing."""
+    return [] if REWARD in state.curves else values(state, "loss")
 
 
 def _overfits(state: RunState) -> Iterator[Advice]:
@@ -59,12 +73,29 @@ def _overfits(state: RunState) -> Iterator[Advice]:
 
 
 def _spikes(state: RunState) -> Iterator[Advice]:
-    *before, now = values(state, "loss", slice(-RECENT - 1, None)) or [0.0]
+    losses = _losses(state)
+    *before, now = losses[-RECENT - 1 :] or [0.0]
     if len(before) == RECENT:
-        usual = median(before)
-        spread = median(abs(loss - usual) for loss in before)
-        if now > max(SPIKE * usual, usual + SPREADS * spread) and usual > 0:
+        usual, spread = _spread(before)
+        least = max(SPIKE * usual, usual + SPREADS * spread, usual + NOTABLE * (max(losses) - min(losses)))
+        if now > least and usual > 0:
             yield Advice("coach.spike", "optimizer", {"usual": usual, "now": now, "step": state.step})
+
+
+def _rises(state: RunState) -> Iterator[Advice]:
+    """The loss stays above where it began: steps are so long that they undo what was known."""
+    losses = _losses(state)
+    if len(losses) > RECENT:
+        first, latest = losses[0], losses[-RECENT:]
+        usual, spread = _spread(latest)
+        if min(latest) > first > 0 and usual > max(WORSE * first, first + ABOVE * spread):
+            yield Advice("coach.rises", "optimizer", {"first": first, "now": usual, "step": state.step})
+
+
+def _spread(losses: Sequence[float]) -> tuple[float, float]:
+    """Return the median and the median distance from it."""
+    usual = median(losses)
+    return usual, median(abs(loss - usual) for loss in losses)
 
 
 def _explodes(state: RunState) -> Iterator[Advice]:
@@ -76,12 +107,14 @@ def _explodes(state: RunState) -> Iterator[Advice]:
 
 
 def _flat(state: RunState) -> Iterator[Advice]:
-    count = len(state.curves["loss"].bins)
+    losses = _losses(state)
+    count = len(losses)
     if count < FLAT_STEPS or state.step < FLAT_SHARE * state.total:
         return
-    part = min(count // 4, QUARTER)
-    first, now = (sum(values(state, "loss", quarter)) / part for quarter in (slice(part), slice(-part, None)))
-    if abs(now - first) < FLAT * abs(first):
+    part, quarter = min(count // 4, QUARTER), count // 4
+    first, now = (fmean(losses[ends]) for ends in (slice(part), slice(-part, None)))
+    between = [fmean(losses[at : at + quarter]) for at in (quarter, count - 2 * quarter)]
+    if abs(now - first) < FLAT * abs(first) and all(abs(mean - first) < SWING * abs(first) for mean in between):
         yield Advice("coach.flat", "optimizer", {"first": first, "now": now, "step": state.step})
 
 
@@ -123,5 +156,5 @@ def _less_likely(state: RunState, likelier: Sequence[str]) -> Iterator[Advice]:
 
 
 RULES: tuple[Callable[[RunState], Iterator[Advice]], ...] = (
-    _overfits, _spikes, _explodes, _flat, _strays, _alike, _lengthens,
+    _overfits, _rises, _spikes, _explodes, _strays, _alike, _lengthens,
 )  # fmt: skip
