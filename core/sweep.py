@@ -170,7 +170,7 @@ def ranked(rows: Iterable[Row]) -> list[Row]:
     loss, then by the training loss.
     """
 
-    def rank(row: Row) -> tuple[bool, float, float, float, int]:
+    def rank(row: Row) -> tuple[float, ...]:
         losses = (math.inf if loss is None else loss for loss in (row.held_out, row.loss))
         best = math.inf if row.best is None else -row.best if row.measure else row.best
         return not row.measure, best, *losses, row.number
