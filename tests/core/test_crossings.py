@@ -14,7 +14,7 @@ from core.crossings import CROSSINGS
 from core.errors import InputError
 from core.recipes import recipes
 from core.schema import variants
-from tests.conftest import new_run
+from tests.conftest import ROOT, new_run
 from tests.core.helpers import digest, of_type, train
 
 ADAPTERS = ("lora", "oft")
@@ -35,6 +35,7 @@ OPTIMIZERS = {
     "muon": ["optimizer=muon"], "adam_mini": ["optimizer=adam_mini"], "lomo": ["optimizer=lomo", *ALONE],
     "schedule_free": ["optimizer=schedule_free", "training.schedule=constant"],
 }  # fmt: skip
+DEMO = ROOT / "assets" / "demo" / "model"
 HERE = find_spec("schedulefree") is not None
 """Part of what is installed with Tuneboard."""
 EVERYWHERE = ("adamw", "adamw 8bit", "adafactor", "schedule_free")
@@ -151,6 +152,22 @@ def test_every_recipe_trains(name: str, tiny_model: Path, workspace: Path) -> No
         pytest.skip("schedulefree is not installed")
     short = ["stage.drawing.max_new_tokens=8"] if name in ("ppo", "grpo") else []
     assert [event["step"] for event in from_recipe(workspace / "runs" / name, name, tiny_model, *short)] == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["simpo", "cpo"])
+def test_recipes_for_comparisons_learn_on_the_demo_model(name: str, workspace: Path) -> None:
+    """In a quarter of their steps what is held out shows it."""
+    more = ["data.max_rows=100", "data.eval_share=0.2", "training.batch_size=4", "training.max_steps=12"]
+    place = workspace / "runs" / name
+    from_recipe(place, name, DEMO, *more, "training.eval_every=12", "watching.at_start=true")
+    before, after = (event["metrics"]["rewards/margins"] for event in of_type(place, "eval"))
+    assert after > before + 0.2
+
+
+def test_the_recipe_for_answers_that_can_be_checked_rewards_some_of_the_demo_model(workspace: Path) -> None:
+    more = ["data.max_rows=960", "training.batch_size=4", "training.max_steps=6"]
+    steps = from_recipe(workspace / "runs" / "grpo", "grpo", DEMO, *more)
+    assert any(event["metrics"]["rewards/mean"] and event["grad_norm"] for event in steps)
 
 
 @pytest.mark.parametrize("name", ["dpo", "reward-model", "ppo"])
