@@ -45,6 +45,8 @@ class Plan:
     """The number of this machine."""
     endpoint: str = ""
     """host:port at which the processes of several machines meet."""
+    divides: bool = False
+    """Whether they divide the model, for which even one that is alone must meet."""
     module: str = "core.worker"
     more: tuple[str, ...] = ()
     """What the module is told beside the folder and the grace period."""
@@ -53,13 +55,17 @@ class Plan:
     def size(self) -> int:
         return self.processes * self.nodes
 
+    @property
+    def meets(self) -> bool:
+        return self.size > 1 or self.divides
+
     def rank(self, local: int) -> int:
         """Return the number among all processes of one of this machine."""
         return self.node * self.processes + local
 
     def variables(self, local: int) -> dict[str, str]:
-        """Return the environment of one process; nothing for one that is alone."""
-        if self.size == 1:
+        """Return the environment of one process; nothing for one that meets none."""
+        if not self.meets:
             return {}
         host, _, port = self.endpoint.partition(":")
         at = {"MASTER_ADDR": host, "MASTER_PORT": port} if self.nodes > 1 else {}
@@ -79,7 +85,7 @@ class Crew:
         self.meeting = folder / MEETING
         if plan.node == 0:
             shutil.rmtree(self.meeting, ignore_errors=True)
-        if plan.size > 1:
+        if plan.meets:
             self.meeting.mkdir(exist_ok=True)
         self.plan = plan
         self.first: tuple[int, int] | None = None

@@ -48,9 +48,12 @@ class Team:
                              (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))  # fmt: skip
         return Team(rank, size, local)
 
-    def join(self, folder: Path, hardware: Hardware) -> None:
-        """Meet the others; from here on this process computes on its own device."""
-        if self.size == 1:
+    def join(self, folder: Path, hardware: Hardware, *, divides: bool = False) -> None:
+        """Meet the others; from here on this process computes on its own device.
+
+        divides: what divides the model asks for a meeting even of one.
+        """
+        if self.size == 1 and not divides:
             return
         import torch
         from torch import distributed

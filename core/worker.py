@@ -74,7 +74,7 @@ def main(folder: Path, grace: float = 120.0) -> int:
 def _do(job: config.Job, context: Context) -> dict[str, Any]:
     """Do the job; the heavy libraries are imported here, by the one that needs them."""
     if isinstance(job, config.Run):
-        context.team.join(context.folder, job.hardware)
+        context.team.join(context.folder, job.hardware, divides=any(job.launcher.divides))
         with quickly():
             from core.training import course  # noqa: F401 - all that a stage needs
         metrics = job.stage.train(job, context)

@@ -82,7 +82,8 @@ class Several(Launcher):
         return self.processes or max(devices, 1)
 
     def crew(self, devices: int) -> dict[str, Any]:
-        return {"processes": self.count(devices), "nodes": self.nodes, "endpoint": self.endpoint}
+        processes, divides = self.count(devices), any(self.divides)
+        return {"processes": processes, "nodes": self.nodes, "endpoint": self.endpoint, "divides": divides}
 
     def against(self, run: Run) -> Against | None:
         devices = run.hardware.devices

@@ -75,7 +75,7 @@ def fit(
     watchdog = Watchdog(context)
     weights = 0 if quantized(model) else counts["parameters"]
     facts = {"evaluates": bool(held_out), "pads": collator.pads, "weights": weights, "resumed": bool(found)}
-    trainer = _kind(objective, rows, team, Halt(watch, run.hardware.grace))(
+    trainer = _kind(run, objective, rows, team, Halt(watch, run.hardware.grace))(
         model=model,
         args=arguments(run, total, folder=store.writing, **facts),
         data_collator=collator,
@@ -127,11 +127,11 @@ def _others(run: Run, context: Context, objective: Objective, found: tuple[Path,
     return [*([kept] if kept else []), *([] if context.team.rank else [Reports(run, context.folder)])]
 
 
-def _kind(objective: Objective, rows: Flat | Padder, team: Team, halt: Halt) -> Callable[..., Ordered]:
+def _kind(run: Run, objective: Objective, rows: Flat | Padder, team: Team, halt: Halt) -> Callable[..., Ordered]:
     """Return the Trainer for an objective, in one process or several."""
     if isinstance(objective, Policy):
         return partial(ExploringTogether if team.size > 1 else Exploring, rows=rows, halt=halt)
-    return Shared if team.size > 1 else Ordered
+    return Shared if team.size > 1 or any(run.launcher.divides) else Ordered
 
 
 def _train(trainer: Ordered, watch: Watch, store: Store, found: tuple[Path, int] | None, total: int) -> int:

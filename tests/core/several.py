@@ -22,12 +22,14 @@ from core.workspace import Context
 from tests.core.helpers import StoppingWriter
 
 
-def together(folders: list[tuple[Path, int | None]], processes: int = 2, seconds: float = 400) -> str:
+def together(
+    folders: list[tuple[Path, int | None]], processes: int = 2, seconds: float = 400, *, divides: bool = False
+) -> str:
     """Do the runs in processes of their own; return what these have printed. Raises AssertionError when they fail."""
     place = folders[0][0].parent
     jobs = place / "jobs.json"
     jobs.write_text(json.dumps([(str(folder), stop) for folder, stop in folders]))
-    crew = Crew(place, [str(jobs)], Plan(processes, module="tests.core.several"))
+    crew = Crew(place, [str(jobs)], Plan(processes, divides=divides, module="tests.core.several"))
     heard: list[bytes] = []
     reader = threading.Thread(target=lambda: heard.append(crew.output.read()), daemon=True)
     reader.start()
@@ -55,7 +57,7 @@ def main(jobs: Path) -> None:
     team = Team.called()
     listed = json.loads(jobs.read_text())
     first = config.load((Path(listed[0][0]) / "run.yaml").read_text(encoding="utf-8"), "run.yaml")
-    team.join(jobs.parent, first.hardware)
+    team.join(jobs.parent, first.hardware, divides=any(first.launcher.divides))
     for folder, stop_at in listed:
         unset_hf_deepspeed_config()  # a second run in one process would load its model as the first was divided
         train(Path(folder), stop_at, team)

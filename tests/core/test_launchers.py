@@ -19,14 +19,19 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from transformers import TrainingArguments
 
 from core import config, preflight, runs
+from core.crew import Plan
+from core.data.pack import Flat
 from core.errors import InputError
 from core.models import room
 from core.models.headers import tensors
 from core.models.memory import plan
 from core.models.shapes import Shapes
 from core.team import Team
+from core.training import fit
 from core.training.arguments import batches
-from core.training.shared import Share
+from core.training.objective import NextToken
+from core.training.ordered import Ordered
+from core.training.shared import Share, Shared
 from tests.conftest import ROOT, write_rows
 from tests.core.helpers import digest, of_type, train, weights
 from tests.core.several import together
@@ -127,17 +132,17 @@ ZERO: dict[str, list[str]] = {
 
 
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="the extra deepspeed is not installed")
+@pytest.mark.parametrize("processes", [2, 1])
 def test_deepspeed_learns_as_one_process_and_goes_on(
-    make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    processes: int, make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
     common = ["data.eval_share=0", "training.group_by_length=false", f"training.max_steps={STEPS}"]
-    two = {name: make(f"{name}-2", "launcher=deepspeed", "training.batch_size=4", *common, *layer)
-           for name, layer in ZERO.items()}  # fmt: skip
-    broken = {name: make(f"{name}-b", "launcher=deepspeed", "training.batch_size=4", *common, *ZERO[name])
-              for name in ("lora", "zero3")}  # fmt: skip
+    divided = ["launcher=deepspeed", f"training.batch_size={8 // processes}", *common]
+    two = {name: make(f"{name}-2", *divided, *layer) for name, layer in ZERO.items()}
+    broken = {name: make(f"{name}-b", *divided, *ZERO[name]) for name in ("lora", "zero3")}
     again = [(folder, at) for folder in broken.values() for at in (3, None)]
-    together([*((folder, None) for folder in two.values()), *again])
+    together([*((folder, None) for folder in two.values()), *again], processes, divides=True)
     for name, layer in ZERO.items():
         saved = "adapter" if "lora" in name else "model"
         one = make(f"{name}-1", "training.batch_size=8", *common, *(s for s in layer if "launcher" not in s))
@@ -148,6 +153,15 @@ def test_deepspeed_learns_as_one_process_and_goes_on(
             torch.testing.assert_close(tensor, learned[key], rtol=1e-2, atol=2e-4, msg=f"{name} {key}")
         if name in broken:
             assert digest(broken[name] / saved) == digest(two[name] / saved), name
+
+
+@pytest.mark.parametrize(("launcher", "meets"), [("deepspeed", True), ("fsdp2", True), ("ddp", False)])
+def test_one_process_that_divides_the_model_is_told_its_place(launcher: str, meets: bool) -> None:
+    run = config.run(config.override([f"launcher={launcher}"]))
+    plan = Plan(**run.launcher.crew(1))
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    assert plan.variables(0) == (alone if meets else {})
+    assert fit._kind(run, NextToken(), Flat(), Team()) is (Shared if meets else Ordered)
 
 
 def wait(condition: Callable[[], Any], seconds: float = 200) -> Any:
