@@ -33,6 +33,7 @@ CROSSINGS: Mapping[Want, Crossing] = {
     "own_weights": Crossing("optimizer.adapters", "tuner", lambda run: run.tuner.own_weights),
     "matrices": Crossing("optimizer.turns", "tuner", lambda run: run.tuner.kind != "oft"),
     "outside": Crossing("optimizer.outside", "optimizer.badam.ends", _inside),
+    "alone": Crossing("optimizer.processes", "launcher", lambda run: run.launcher.alone),
     "no_clip": Crossing("optimizer.clip", "training.clip", lambda run: not run.training.clip),
     "one_batch": Crossing("optimizer.accumulation", "training.accumulation", lambda run: run.training.accumulation < 2),
     "no_fp16": Crossing("optimizer.fp16", "model.precision", lambda run: run.model.precision != "fp16"),

@@ -36,6 +36,11 @@ class Launcher(Spec):
         """How many machines take part."""
         return 1
 
+    @property
+    def alone(self) -> bool:
+        """Whether it starts one process on any machine."""
+        return True
+
     def arguments(self) -> dict[str, Any]:
         """Return the fields of transformers' TrainingArguments that choose and set the engine."""
         return {}
@@ -77,6 +82,10 @@ class Several(Launcher):
     @property
     def machines(self) -> int:
         return self.nodes
+
+    @property
+    def alone(self) -> bool:
+        return self.processes == self.nodes == 1
 
     def count(self, devices: int) -> int:
         return self.processes or max(devices, 1)

@@ -129,7 +129,7 @@ MODELS: dict[str, str] = {
     "optimizer.fp16": "{optimizer} with these settings uses gradients before their fp16 scale is taken off. Choose bf16 or fp32.",
     "optimizer.schedule": "{optimizer} takes the mean of the weights in the place of a schedule. Set the schedule to constant; the warm-up stays.",
     "optimizer.paged": "Paged states move between an NVIDIA GPU and the memory of the machine; this job runs on {device}. Choose 8bit or fused.",
-    "optimizer.processes": "This optimizer moves weights before {processes} processes have put their gradients together. Let one process learn, or choose another: of GaLore and APOLLO the way that is not layer by layer.",
+    "optimizer.processes": "{optimizer} with these settings moves weights before several processes have put their gradients together. Let one process learn (launcher single), or choose another: of GaLore and APOLLO the way that is not layer by layer.",
     "adam_mini.heads": "Adam-mini needs to know the heads of queries and keys, and models of type {model} don't tell. Choose AdamW or Adafactor.",
     "badam.nothing": "No weight inside the blocks learns with these settings. Let layers learn, or turn embeddings and head on (ends).",
     "oft.block": "Blocks of {given} do not divide {module}, which is {width} wide. Choose a size that divides the width of every layer, such as 16.",

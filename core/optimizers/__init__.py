@@ -17,12 +17,12 @@ Learning = Mapping[str, tuple[int, ...]]
 """Name -> shape of what learns."""
 Groups = Sequence[dict[str, Any]]
 """Weights that are moved alike: "params", and the "lr" and "weight_decay" of them."""
-Want = Literal["own_weights", "no_clip", "one_batch", "no_fp16", "constant", "matrices", "outside"]
+Want = Literal["own_weights", "alone", "no_clip", "one_batch", "no_fp16", "constant", "matrices", "outside"]
 """What an optimizer asks of the other settings; core/crossings.py says what each means."""
 OWN: frozenset[Want] = frozenset({"own_weights"})
-AT_ONCE: frozenset[Want] = frozenset({"no_clip", "no_fp16"})
+AT_ONCE: frozenset[Want] = frozenset({"alone", "no_clip", "no_fp16"})
 """What those ask that use a gradient and throw it away before the others are there."""
-BY_LAYER: frozenset[Want] = frozenset({"no_clip", "no_fp16", "one_batch"})
+BY_LAYER: frozenset[Want] = frozenset({"alone", "no_clip", "no_fp16", "one_batch"})
 """What those ask that move a weight then, too."""
 
 

@@ -47,7 +47,8 @@ class BAdam(Moments, Optimizer):
     @property
     def wants(self) -> frozenset[Want]:
         outside: frozenset[Want] = frozenset() if self.ends else frozenset({"outside"})
-        return OWN | outside | (AT_ONCE if self.mode == "ratio" else frozenset())
+        alone: frozenset[Want] = frozenset({"alone"})
+        return OWN | outside | (AT_ONCE if self.mode == "ratio" else alone)
 
     def build(self, model: PreTrainedModel, groups: Groups, given: TrainingArguments) -> torch.optim.Optimizer:
         from core.optimizers.steps.badam import ByBlock, ByShare, parted

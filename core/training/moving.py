@@ -9,9 +9,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from core.errors import InputError
 from core.optimizers import Groups
-from core.optimizers.steps.badam import ByBlock
 from core.optimizers.steps.single import Single
 
 Pace = Callable[[str], float]
@@ -65,12 +63,6 @@ def gone(optimizer: Any) -> torch.Tensor | None:
     """Return the norm of the gradients of a step that were used and thrown away; None where they are kept."""
     own = optimizer.optimizer  # inside of what accelerate puts around it
     return own.norm() if isinstance(own, Single) and own.at_once else None
-
-
-def check_alone(optimizer: torch.optim.Optimizer, processes: int) -> None:
-    """Raise InputError where several processes would learn apart: with gradients that were never put together."""
-    if processes > 1 and (isinstance(optimizer, ByBlock) or (isinstance(optimizer, Single) and optimizer.at_once)):
-        raise InputError("optimizer.processes", "optimizer", processes=processes)
 
 
 def settle(optimizer: Any) -> None:

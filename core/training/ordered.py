@@ -19,7 +19,7 @@ from core.models import value_head
 from core.models.precision import offloading
 from core.team import Team
 from core.training.measured import Measured
-from core.training.moving import Build, apart, check_alone, gone, groups, keep_types, nothing, polynomial, settle
+from core.training.moving import Build, apart, gone, groups, keep_types, nothing, polynomial, settle
 from core.training.objective import Objective
 
 
@@ -52,7 +52,6 @@ class Ordered(Measured):
         if optimizer is None:  # one that transformers knows
             optimizer = super().create_optimizer(model)
             optimizer.param_groups[:] = apart(optimizer.param_groups, model, self.pace)
-        check_alone(optimizer, self.args.world_size)
         keep_types(optimizer)
         self.optimizer = optimizer
         return optimizer

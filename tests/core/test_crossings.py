@@ -74,6 +74,18 @@ def test_what_does_not_go_together_is_refused_before_anything_is_loaded() -> Non
     assert {case: refused(*words(*case)) for case in cases} == {case: expected(*case) for case in cases}
 
 
+APART = ("galore layerwise", "apollo layerwise", "badam", "badam ratio", "lomo")
+"""What moves weights before the gradients of several processes are put together."""
+
+
+def test_what_learns_alone_is_refused_to_several_processes_before_anything_is_loaded() -> None:
+    for name, optimizer in OPTIMIZERS.items():
+        for several in ([], ["launcher.processes=2"], ["launcher.processes=1", "launcher.nodes=2"]):
+            given = ["tuner=full", "launcher=ddp", "launcher.endpoint=a:29500", *several, *optimizer]
+            assert refused(*given) == (("optimizer.processes", "launcher") if name in APART else None), (name, several)
+        assert refused("tuner=full", "launcher=ddp", "launcher.processes=1", *optimizer) is None, name
+
+
 @pytest.mark.parametrize(("settings", "code", "place"), [
     (["optimizer=lomo", "training.clip=1"], "optimizer.clip", "training.clip"),
     (["optimizer=lomo", *ALONE, "training.accumulation=2"], "optimizer.accumulation", "training.accumulation"),

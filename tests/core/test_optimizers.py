@@ -23,8 +23,9 @@ from core.models.headers import tensors
 from core.models.memory import plan
 from core.models.room import Room
 from core.models.shapes import Shapes
+from core.optimizers.steps.badam import ByBlock
+from core.optimizers.steps.single import Single
 from core.preflight import check
-from core.training.moving import check_alone
 from core.training.objective import NextToken
 from core.training.ordered import Ordered
 
@@ -383,16 +384,11 @@ def test_schedule_free_evaluates_the_mean_and_comes_back(tmp_path: Path) -> None
     assert all(torch.equal(weight, training[name]) for name, weight in model.named_parameters())
 
 
-def test_several_processes_may_not_learn_apart(tmp_path: Path) -> None:
+def test_what_moves_weights_before_processes_put_their_gradients_together_wants_to_be_alone(tmp_path: Path) -> None:
     for kind in KINDS.keys() - ({"free"} if not HERE else set()):
-        _, optimizer, _ = begun(tmp_path, *KINDS[kind])
-        check_alone(optimizer, 1)
-        if kind in ("galore layers", "badam", "badam ends", "ratio", "scatter", "lomo"):
-            with pytest.raises(InputError) as caught:
-                check_alone(optimizer, 2)
-            assert (caught.value.code, caught.value.place) == ("optimizer.processes", "optimizer")
-        else:
-            check_alone(optimizer, 2)
+        _, optimizer, run = begun(tmp_path, *KINDS[kind])
+        apart = isinstance(optimizer, ByBlock) or (isinstance(optimizer, Single) and optimizer.at_once)
+        assert ("alone" in run.optimizer.wants) == apart, kind
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant_with_warmup", "polynomial"])
