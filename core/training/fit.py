@@ -128,7 +128,7 @@ def _others(run: Run, context: Context, objective: Objective, found: tuple[Path,
 
 
 def _kind(run: Run, objective: Objective, rows: Flat | Padder, team: Team, halt: Halt) -> Callable[..., Ordered]:
-    """Return the Trainer for an objective, in one process or several."""
+    """Return the Trainer for an objective, in one process or several, or in one that divides the model."""
     if isinstance(objective, Policy):
         return partial(ExploringTogether if team.size > 1 else Exploring, rows=rows, halt=halt)
     return Shared if team.size > 1 or any(run.launcher.divides) else Ordered
