@@ -140,7 +140,7 @@ class _Handlers:
         """
         layer, form = recipe(name).layer, self.form
         given = dict(zip((s.path for s in form.settings), values, strict=True))
-        left = set(SETS) if given["data.folder"] == DEMO_DATA else set[str]()
+        left: set[str] = set(SETS) if given["data.folder"] == DEMO_DATA else set()
         if given["name"] in (form.first["name"], *recipes()):
             left.add("name")
         kept = {} if "name" in layer else config.nest({path: given[path] for path in KEPT if path not in left})
