@@ -47,6 +47,11 @@ class Stage(Spec):
         return self.wanted[0] in ("ranking", "feedback")
 
     @property
+    def rests(self) -> bool:
+        """Whether a step may hold nothing but examples of no weight, whose loss is 0."""
+        return False
+
+    @property
     def compares(self) -> bool:
         """Whether it compares what the model says with what it says elsewhere, or said before."""
         return self.paired or self.draws

@@ -42,6 +42,10 @@ class Kto(Stage):
             raise crossed("kto.weights", "stage.kto.liked_weight")
         return self
 
+    @property
+    def rests(self) -> bool:
+        return not (self.liked_weight and self.disliked_weight)
+
     def asks(self, *, keeps_base: bool) -> bool:
         return self.precompute or not keeps_base
 

@@ -114,7 +114,10 @@ class Watch(TrainerCallback, ExportableState):
             control.should_training_stop = True
         # answers that are drawn may all be worth the same, until one is found that is worth more
         self.zeros += logs["loss"] == 0 and not self.stage.draws
-        if self.zeros == state.global_step == self.training.nan_patience:  # from the first step on
+        patience = self.training.nan_patience
+        if self.stage.rests:  # where one example of any weight may yet come, up to the last step
+            patience = max(patience, state.max_steps)
+        if self.zeros == state.global_step == patience:  # from the first step on
             raise InputError("loss.zero", "data", count=self.zeros)
 
     def _report(self, state: TrainerState, logs: dict[str, float]) -> None:

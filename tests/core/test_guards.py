@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -79,6 +80,17 @@ def test_a_loss_of_0_from_the_first_step_on_is_refused(tmp_path: Path, losses: l
         except InputError as error:
             assert (error.code, error.params) == ("loss.zero", {"count": 3})
     assert (len(seen) < len(losses)) == refused
+
+
+@pytest.mark.parametrize(("losses", "refused"), [([0.0, 0.0, 0.0, 0.0, 1.0], False), ([0.0] * 5, True)])
+def test_examples_of_no_weight_are_waited_out(tmp_path: Path, losses: list[float], refused: bool) -> None:
+    control: Any = SimpleNamespace(should_save=False, should_training_stop=False)
+    run = config.run(config.override(["stage=kto", "stage.liked_weight=0"]))
+    with context(tmp_path) as job, pytest.raises(InputError) if refused else nullcontext():
+        watch = Watch(job, run, *[Any] * 3, None)
+        for step, loss in enumerate(losses, 1):
+            state: Any = SimpleNamespace(global_step=step, max_steps=len(losses))
+            watch._guard({"loss": loss, "learning_rate": 1e-4}, state, control, skipped=False)
 
 
 @pytest.mark.parametrize(("steps", "moved"), [
