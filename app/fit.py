@@ -14,7 +14,8 @@ from core.forecast import Fix, Forecast, unforeseen
 from core.models.inspect import ModelFacts
 from core.models.registry import Entry
 
-PARTS = ("weights", "learning", "gradients", "optimizer", "activations", "logits", "passing", "heap", "runtime")
+PARTS = ("weights", "learning", "gradients", "optimizer", "activations", "logits", "passing", "heap", "drawing",
+         "runtime")  # fmt: skip
 """What a plan is made of, in the order in which it is told."""
 
 
@@ -94,14 +95,11 @@ def lines(language: str, run: config.Run, found: Forecast, epoch: float | None) 
     """Return the verdict, on what it rests, and how long an epoch takes, as far as that is known."""
     device = tr(language, f"ui.fit.on.{found.room.device}")
     peak, free = size(language, found.plan.peak), size(language, found.room.free)
+    rows = run.stage.together(run.training.batch_size)
+    batch = {"rows": number(language, rows), "tokens": number(language, found.plan.tokens // rows)}
     told = [
         tr(language, f"ui.fit.{found.verdict}", peak=peak, free=free, device=device),
-        tr(
-            language,
-            "ui.fit.batches",
-            rows=number(language, run.stage.together(run.training.batch_size)),
-            tokens=number(language, run.data.cutoff),
-        ),
+        tr(language, "ui.fit.batches", **batch),
     ]
     if found.verdict == "too_large" and not found.fixes:
         told.append(tr(language, "ui.fit.nothing_helps"))

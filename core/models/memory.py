@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from core.errors import InputError
+from core.models.drawn import drawing, lengthened
 from core.models.kept import activations
 from core.models.packed import stays
 from core.models.room import WORTHWHILE, devices
@@ -52,9 +53,11 @@ class Plan:
     """Gradients beyond those of what learns: of a table that is embedding and head, or of which only rows learn."""
     heap: int
     """Freed, and held by the allocator of a CPU."""
+    drawing: int
+    """What answers take that the model draws itself, before it learns from them."""
     runtime: int
     tokens: int
-    """In one batch, if every row is as long as the cutoff allows."""
+    """In one batch, if every row is as long as the cutoff allows, and every answer that is drawn."""
     parameters: int
     modules: Mapping[str, int]
     """Kind of module, with * for the numbers of blocks and experts -> weights that learn in all of that kind."""
@@ -66,12 +69,13 @@ class Plan:
 
     @property
     def peak(self) -> int:
-        """Bytes held at once: gradients come while activations go, so the largest of three moments counts.
+        """Bytes held at once: gradients come while activations go, so the largest of these moments counts.
 
-        They are the loss, the head on the way back, when of logits the gradients are left, and its end.
+        They are the loss, the head on the way back, when of logits the gradients are left, and its end. Answers are
+        drawn while there is none of these.
         """
         loss, back = self.activations + self.logits, self.activations + self.left + self.head
-        return self.lasting + self.heap + max(loss, back, self.gradients + self.passing)
+        return self.lasting + self.heap + max(loss, back, self.gradients + self.passing, self.drawing)
 
     @property
     def lasting(self) -> int:
@@ -87,9 +91,7 @@ def plan(run: Run, shapes: Shapes, device: str, stored: int = 0, *, bf16: bool =
     """
     packed, pure = bool(stored) or run.model.quantizer.kind != "none", run.model.precision == "pure_bf16"
     parameters = sum(map(math.prod, shapes.tensors.values()))
-    tiny = device == "cpu" and (packed or parameters < WORTHWHILE)  # stays fp32 where that is left to us
-    whole = ("fp32", "fp16") if device == "cpu" else ("fp32",)
-    half = bf16 and not tiny if run.model.precision == "auto" else run.model.precision not in whole
+    half = _half(run, device, bf16=bf16 and not (device == "cpu" and (packed or parameters < WORTHWHILE)))
     width = 2 if half and (device != "cpu" or pure) else 4  # of a weight that stays
     own_width = 2 if pure else 4  # of one that learns
     beneath, shapes = run.tuner.beneath(shapes, len(run.model.added)), run.tuner.grown(shapes)
@@ -99,14 +101,15 @@ def plan(run: Run, shapes: Shapes, device: str, stored: int = 0, *, bf16: bool =
         raise InputError("tuner.nothing", "tuner")
     trainable = sum(map(math.prod, learns.values()))
     own = sum(math.prod(shape) for name, shape in learns.items() if name in shapes.tensors)
-    tokens = run.stage.together(run.training.batch_size) * run.data.cutoff
+    drawn, free = drawing(run, shapes, own_width if shapes.table in learns else width, 2 if half else 4)
+    run = lengthened(run, shapes)
     copies = _copies(run, shapes, learns, own, whole=width == 4 and not packed) if half and not pure else 0
     turns = run.optimizer.turns(learns, shapes)
     kept, given = max(activations(run, shapes, turn, device, half=half, packed=packed) for turn in turns)
     gradients = run.optimizer.gradient_bytes(learns, shapes, own_width)
     copy, head_gradient, passes = max(_passing(run, shapes, turn, width, own_width, half=half) for turn in turns)
     again = gradients if run.training.accumulation > 1 else 0  # held while the next batch is computed
-    logits, parts = _logits(run, shapes, tokens)
+    logits, parts = _logits(run, shapes)
     one = Plan(
         weights=_weights(run, shapes, learns, stored, width, own_width) + (0 if stored else width * beneath) + copies,
         learning=own_width * (trainable - own),
@@ -117,13 +120,21 @@ def plan(run: Run, shapes: Shapes, device: str, stored: int = 0, *, bf16: bool =
         left=LOGIT_BYTES // 3 * logits,
         head=head_gradient * min(parts, 2),  # that of the parts before and that of this
         passing=passes,
-        heap=int(HEAP["packed" if packed else "adapter" if trainable > own else "own"] * given) * (device == "cpu"),
+        heap=int(HEAP["packed" if packed else "adapter" if trainable > own else "own"] * given + free)
+        * (device == "cpu"),
         runtime=RUNTIME[device],
-        tokens=tokens,
+        drawing=drawn,
+        tokens=run.stage.together(run.training.batch_size) * run.data.cutoff,
         parameters=held + trainable - own,
         modules=_by_kind(learns),
     )
     return _spread(run, one, device)
+
+
+def _half(run: Run, device: str, *, bf16: bool) -> bool:
+    """Return whether it computes in 16 bits; bf16: where that is left to us."""
+    whole = ("fp32", "fp16") if device == "cpu" else ("fp32",)
+    return bf16 if run.model.precision == "auto" else run.model.precision not in whole
 
 
 def _copies(run: Run, shapes: Shapes, learns: Mapping[str, tuple[int, ...]], own: int, *, whole: bool) -> int:
@@ -138,9 +149,10 @@ def _copies(run: Run, shapes: Shapes, learns: Mapping[str, tuple[int, ...]], own
     return 2 * (own - read * (shapes.table in learns))
 
 
-def _logits(run: Run, shapes: Shapes, tokens: int) -> tuple[int, int]:
-    """Return how many logits are made at once, and in how many parts all are."""
-    logits = tokens * shapes.embedding[0]
+def _logits(run: Run, shapes: Shapes) -> tuple[int, int]:
+    """Return how many logits are made at once, and in how many parts all are: those of an answer that was drawn."""
+    learned = min(run.stage.drawn(1)[1] or run.data.cutoff, run.data.cutoff)
+    logits = run.stage.together(run.training.batch_size) * learned * shapes.embedding[0]
     if logits <= CHUNK or not run.stage.in_parts or any(run.launcher.divides):
         return logits, 1
     return CHUNK, -(-logits // CHUNK)
@@ -174,6 +186,7 @@ def _spread(run: Run, one: Plan, device: str) -> Plan:
         head=one.head * times,
         passing=one.passing * times,
         heap=one.heap * times,
+        drawing=one.drawing * times,
         runtime=one.runtime * times,
     )
 

@@ -60,6 +60,10 @@ class Stage(Spec):
         """Return how many rows are computed together, and kept until their gradient is known, of such a batch."""
         return 2 * batch if self.wanted == ("ranking",) else batch
 
+    def drawn(self, batch: int) -> tuple[int, int]:
+        """Return (how many answers it draws at once to such a batch, tokens of the longest); (0, 0) for none."""
+        return 0, 0
+
     def asks(self, *, keeps_base: bool) -> bool:
         """Return whether the model is asked about all rows before it learns; keeps_base: as for Tuner.keeps_base."""
         return False

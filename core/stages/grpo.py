@@ -57,8 +57,11 @@ class Grpo(Stage):
         return self
 
     def together(self, batch: int) -> int:
-        answers = batch * self.group
+        answers, _ = self.drawn(batch)
         return min(self.minibatch or answers, answers)
+
+    def drawn(self, batch: int) -> tuple[int, int]:
+        return batch * self.group, self.drawing.max_new_tokens
 
     def judge(self) -> str:
         return self.reward.judge if self.reward.by == "model" else ""

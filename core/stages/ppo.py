@@ -75,6 +75,9 @@ class Ppo(Stage):
     def together(self, batch: int) -> int:
         return min(self.minibatch or batch, batch)
 
+    def drawn(self, batch: int) -> tuple[int, int]:
+        return batch, self.drawing.max_new_tokens
+
     def judge(self) -> str:
         return self.reward.judge if self.reward.by == "model" else ""
 

@@ -53,7 +53,7 @@ MORE: dict[str, dict[str, Any]] = {
     "deepseek_v2": LATENT | SHARED | {"q_lora_rank": None, "n_shared_experts": 2},
     "deepseek_v3": LATENT | SHARED | {"q_lora_rank": 48},
     "glm4_moe": SHARED | {"head_dim": 32},
-    "gpt2": {"n_embd": 128, "n_layer": 3, "n_head": 4},
+    "gpt2": {"n_embd": 128, "n_layer": 3, "n_head": 4, "num_key_value_heads": 4},
 }
 GIB = 2**30
 
