@@ -202,7 +202,10 @@ def _by_kind(learns: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
 def _weights(
     run: Run, shapes: Shapes, learns: Mapping[str, tuple[int, ...]], stored: int, width: int, own_width: int
 ) -> int:
-    """Return the bytes of the model's own weights: what learns, and the matrices of layers as they are packed."""
+    """Return the bytes of the model's own weights: what learns, and the matrices of layers as they are packed.
+
+    They count twice where a copy of the model stays beside it.
+    """
     if stored:  # of these none can learn: what does is a copy
         return stored + own_width * sum(math.prod(shape) for name, shape in learns.items() if name in shapes.tensors)
     model_type = str(shapes.config.get("model_type"))
@@ -215,4 +218,4 @@ def _weights(
             total += run.model.quantizer.bytes(shape[0], shape[-1], width)
         else:
             total += width * math.prod(shape)
-    return int(total)
+    return int(total) * (1 + run.stage.copies(keeps_base=run.tuner.keeps_base()))

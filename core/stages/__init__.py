@@ -68,6 +68,10 @@ class Stage(Spec):
         """Return whether the model is asked about all rows before it learns; keeps_base: as for Tuner.keeps_base."""
         return False
 
+    def copies(self, *, keeps_base: bool) -> bool:
+        """Return whether a copy of the model stays beside it, as what it was; keeps_base: as for Tuner.keeps_base."""
+        return False
+
     def needs_base(self) -> str:
         """Return the place of the setting that needs the model as it was beside the one that learns; "" for none."""
         return ""

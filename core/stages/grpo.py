@@ -56,6 +56,9 @@ class Grpo(Stage):
         check(self.reward, "grpo")
         return self
 
+    def copies(self, *, keeps_base: bool) -> bool:
+        return bool(self.kl_weight) and not keeps_base
+
     def together(self, batch: int) -> int:
         answers, _ = self.drawn(batch)
         return min(self.minibatch or answers, answers)

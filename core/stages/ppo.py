@@ -72,6 +72,9 @@ class Ppo(Stage):
             raise crossed("policy.no_weight", "stage.ppo.kl_weight")
         return self
 
+    def copies(self, *, keeps_base: bool) -> bool:
+        return bool(self.kl_weight) and not keeps_base
+
     def together(self, batch: int) -> int:
         return min(self.minibatch or batch, batch)
 

@@ -48,6 +48,20 @@ def test_all_answers_of_a_step_are_drawn_at_once(tmp_path: Path) -> None:
     assert plan(run_of(), shapes, "cuda").drawing == 0
 
 
+def test_a_copy_of_what_a_whole_model_was_counts(tmp_path: Path) -> None:
+    shapes = shapes_of(model_of("llama"), tmp_path)
+    for tuner, copies in (("full", 1), ("lora", 0)):
+        without, with_it = (
+            plan(
+                run_of("stage=ppo", f"stage.kl_weight={weight}", f"tuner.kind={tuner}", "model.precision=fp32"),
+                shapes,
+                "cuda",
+            )
+            for weight in (0, 0.1)
+        )
+        assert with_it.weights - without.weights == copies * 4 * with_it.parameters
+
+
 def test_what_glibc_holds_of_a_growing_cache(tmp_path: Path) -> None:
     shapes = shapes_of(model_of("llama"), tmp_path)
     words = [*GROUP, "stage.minibatch=2", "stage.drawing.max_new_tokens=100", "data.cutoff=24"]
