@@ -161,7 +161,7 @@ def test_one_process_that_divides_the_model_is_told_its_place(launcher: str, mee
     plan = Plan(**run.launcher.crew(1))
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
     assert plan.variables(0) == (alone if meets else {})
-    assert fit._kind(run, NextToken(), Flat(), Team()) is (Shared if meets else Ordered)
+    assert fit._kind(run, NextToken(), Flat(), Team(), None) is (Shared if meets else Ordered)
 
 
 def wait(condition: Callable[[], Any], seconds: float = 200) -> Any:
