@@ -27,6 +27,8 @@ from core.supervisor import SECRET
 
 PLACE = "hardware.cluster"
 POLL_SECONDS = 1.0
+LAST_WORDS = 10.0
+"""Seconds that what a job has printed is waited for after its end."""
 HANDED = ("PYTHON", "HF_", "TORCH_", "TOKENIZERS_", "OMP_", "TUNEBOARD_")
 """Beginnings of the variables that the job gets, but for secrets: whoever sees the cluster sees them."""
 
@@ -72,8 +74,11 @@ def follow(hardware: Hardware, folder: Path, grace: float, plan: str, stop: thre
     except (OSError, RuntimeError, ValueError) as error:
         raise InputError("cluster.unreachable", PLACE, address=hardware.cluster, what=_line(error)) from None
     print(f"job {name} of {hardware.cluster}", flush=True)
-    threading.Thread(target=_copy, args=(client, name), daemon=True).start()
-    return _wait(client, name, stop), offset
+    copying = threading.Thread(target=_copy, args=(client, name), daemon=True)
+    copying.start()
+    end = _wait(client, name, stop)
+    copying.join(LAST_WORDS)  # what was printed last is on its way
+    return end, offset
 
 
 def _end_others(client: Any, folder: Path) -> None:

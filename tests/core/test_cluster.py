@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 
@@ -43,6 +44,14 @@ def port() -> int:
             return number
 
 
+def answers(address: str) -> bool:
+    try:
+        with urlopen(f"{address}/api/version", timeout=5) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     dashboard = port()
@@ -51,7 +60,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             f"--port={port()}", "--disable-usage-stats", "--block"]  # fmt: skip
     with (tmp_path_factory.mktemp("ray") / "log").open("wb") as log:
         process = subprocess.Popen([*ray, *head], stdout=log, stderr=log)
-        yield f"http://127.0.0.1:{dashboard}"
+        address = f"http://127.0.0.1:{dashboard}"
+        wait(lambda: answers(address))
+        yield address
         process.send_signal(signal.SIGTERM)
         process.wait(60)
 
