@@ -141,9 +141,9 @@ class Form(Values):
         self.settle(gr.on(chosen, self._chosen, state, self.outputs, trigger_mode="always_last", **QUIET))
         self.page.language.change(self._translated, state, self.outputs, **QUIET)
         self.settle(self.reset.click(self._reset, self.page.language, self.outputs, **QUIET))
-        for one in self.followers:
-            gr.on(None, partial(one.updates, self, "en", list(self.first.values()), fill=False, retell=False), [],
-                  one.outputs, **QUIET)  # fmt: skip
+        if told := [output for one in self.followers for output in one.outputs]:
+            first = partial(self._followed, "en", list(self.first.values()), fill=False, retell=False)
+            gr.on(None, first, [], told, **QUIET)
         kept = [self.page.language, self.changed, *self.inputs]
         self.settle(self.changed.input(self._kept, kept, self.outputs, **QUIET))
         for setting in self.settings:

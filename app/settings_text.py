@@ -19,12 +19,15 @@ from core import config, yamls
 from core.errors import InputError
 
 FOLLOW = """(told, written, shown) => {
-  if (window.landed) sessionStorage.setItem("tuneboard.KIND", told);
+  if (window.landed?.KIND) sessionStorage.setItem("tuneboard.KIND", told);
   return (written || "") === (shown || "") ? [told, told] : [written, shown];
 }"""
 """In the page, at once: an answer on its way while somebody writes must not take the place of what is written. The tab
 of the browser keeps the settings over a reload; until the kept ones are asked for, those are not written over."""
-KEPT = """() => { window.landed = true; return [sessionStorage.getItem("tuneboard.KIND"), null]; }"""
+KEPT = """() => {
+  window.landed = {...window.landed, KIND: true};
+  return [sessionStorage.getItem("tuneboard.KIND"), null];
+}"""
 COMMANDS = {"train": "train", "evaluation": "evaluate"}
 
 

@@ -89,8 +89,9 @@ def test_a_reload_keeps_the_form_and_forgets_what_is_no_settings(page: Page, spo
         expect(box).to_have_value(re.compile("kind: dpo.*seed: 7", re.DOTALL))
     page.evaluate("sessionStorage.setItem('tuneboard.train', 'tuner: [')")
     page.reload()
-    page.wait_for_function("window.landed")
+    page.wait_for_function("window.landed?.train")
     expect(name).to_have_value("demo-lora")
+    expect(page.locator("#tb-recipe input")).not_to_have_value("")
 
 
 def test_dark_and_light(page: Page) -> None:
